@@ -41,7 +41,9 @@ def main() -> NoReturn:
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
         asked = bool(words) and words[0] not in ("-h", "--help")
-        message = (f"error: no command '{' '.join(words[:2])}'\n" if asked else "") + "usage: lit-gpt <command> [--help | flags]\n"
+        message = (
+            f"error: no command '{' '.join(words[:2])}'\n" if asked else ""
+        ) + "usage: lit-gpt <command> [--help | flags]\n"
         lines = [f"  lit-gpt {name:22} {_load(places[0]).__doc__.splitlines()[0]}" for name, places in COMMANDS.items()]
         print(message + "\n".join(lines), file=sys.stderr if asked else sys.stdout)
         sys.exit(2 if asked else 0)

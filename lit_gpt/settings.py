@@ -54,7 +54,9 @@ class _Parser(jsonargparse.ArgumentParser):
         if found := re.search(r"Option '([^']+)' is not accepted", message):
             return f"unknown key '{found[1]}' in the config file{_nearest('--' + found[1], flags)}"
         if found := re.search(r"arguments are required: (.+)", message):
-            return ", ".join("--" + name.strip() for name in found[1].split(",")) + " is required; --help lists all flags"
+            return (
+                ", ".join("--" + name.strip() for name in found[1].split(",")) + " is required; --help lists all flags"
+            )
         if found := re.search(r'Parser key "?([\w.]+)"?: ?(.*)', message):
             return f"--{found[1]}: {found[2]}"
         return message
@@ -75,7 +77,9 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=prog, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of these settings; flags win")
+    parser.add_argument(
+        "--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of these settings; flags win"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)
@@ -85,8 +89,15 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in classes]
 
 
-def run(function: Callable, classes: list[type], prog: str, doc: str, defaults: dict[str, Any] | None = None, argv: list[str] | None = None) -> int:
-    """Runs `function(*settings)` as a command. Returns its exit code: 0 done, 1 failure, 2 the user's to mend, 130 Ctrl-C."""
+def run(
+    function: Callable,
+    classes: list[type],
+    prog: str,
+    doc: str,
+    defaults: dict[str, Any] | None = None,
+    argv: list[str] | None = None,
+) -> int:
+    """Runs `function(*settings)` as a command; returns 0 (done), 1 (failure), 2 (the user can mend it), 130 (Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         function(*parse(argv, classes, prog, doc, defaults))

@@ -1,0 +1,112 @@
+"""The architecture of a model: what `lit_gpt.model.GPT` needs to know to be built, and nothing else."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.families import family
+from lit_gpt.files import read_json
+from lit_gpt.settings import UserError
+
+
+@dataclass
+class Config:
+    """Sizes and switches of a decoder. Fields left at None are derived from the others."""
+
+    family: str
+    """The file of `lit_gpt/families` that knows the checkpoint's names."""
+    block_size: int
+    """Longest sequence that the model was trained for, in tokens."""
+    padded_vocab_size: int
+    """Rows of the embedding; the tokenizer may know fewer."""
+    n_layer: int
+    n_head: int
+    n_embd: int
+    intermediate_size: int
+    """Width of the MLP."""
+    head_size: int | None = None
+    """Width of a head; None: n_embd / n_head."""
+    n_query_groups: int | None = None
+    """Key and value heads: n_head (multi-head; also None), 1 (multi-query) or between (grouped, arXiv 2305.13245)."""
+    norm: str = "layer"
+    """"layer": LayerNorm, "rms": RMSNorm (arXiv 1910.07467)."""
+    norm_eps: float = 1e-5
+    mlp: str = "plain"
+    """"plain": down(act(up(x))), "gated": down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    activation: str = "gelu"
+    """The MLP's nonlinearity by its Hugging Face name: gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu or silu."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same input and are added together (GPT-J, GPT-NeoX, Falcon)."""
+    shared_norm: bool = False
+    """With parallel_residual: one norm for both."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    """Bias of the attention's output projection."""
+    mlp_bias: bool = False
+    head_bias: bool = False
+    tie_embeddings: bool = False
+    """The head uses the embedding's weight."""
+    rope_base: float = 10000.0
+    rope_percentage: float = 1.0
+    """Share of a head's channels that is rotated."""
+    rope_scaling: dict[str, float] | None = None
+    """{"factor": f}: positions divided by f (arXiv 2306.15595); with `low_freq_factor` and so on: Llama 3.1's rule."""
+
+    def __post_init__(self) -> None:
+        self.head_size = self.head_size or self.n_embd // self.n_head
+        self.n_query_groups = self.n_query_groups or self.n_head
+        if self.n_head % self.n_query_groups:
+            raise UserError(f"n_head {self.n_head} is not a multiple of n_query_groups {self.n_query_groups}")
+
+    @classmethod
+    def from_hf(cls, source: dict[str, Any] | str | Path) -> "Config":
+        """Reads the `config.json` of a Hugging Face checkpoint, given as its dict or its path.
+
+        Raises:
+            UserError: the file is missing or broken, a key is missing, or the `model_type` is not supported.
+        """
+        hf = source if isinstance(source, dict) else read_json(source)
+        place = "config.json" if isinstance(source, dict) else source
+        if not isinstance(hf, dict) or "model_type" not in hf:
+            raise UserError(f"{place}: no model_type; is this the config.json of a language model?")
+        module = family(hf["model_type"])
+        try:
+            return cls(family=module.__name__.rpartition(".")[2], **module.fields(hf))
+        except KeyError as error:
+            raise UserError(f"{place}: key {error} is missing") from error
+
+    @classmethod
+    def from_name(cls, name: str) -> "Config":
+        """A checkpoint of the catalogue by its name, with or without organisation: "open_llama_7b". Works offline.
+
+        Raises:
+            UserError: the catalogue has no such name; shows the nearest.
+        """
+        from lit_gpt.families.catalogue import find
+
+        return cls.from_hf(find(name).config)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint_dir: str | Path) -> "Config":
+        """Reads `lit_config.json` of a converted checkpoint, or its `config.json` if it is not yet converted.
+
+        Raises:
+            UserError: neither file is there, or it is broken.
+        """
+        path = Path(checkpoint_dir) / "lit_config.json"
+        if path.exists():
+            known = {field.name for field in dataclasses.fields(cls)}
+            try:
+                return cls(**{key: value for key, value in read_json(path).items() if key in known})
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"{path}: {error}; convert the checkpoint again") from error
+        if not path.parent.is_dir():
+            raise UserError(f"no folder {checkpoint_dir}; download a checkpoint first (scripts/download.py)")
+        if not (path.parent / "config.json").exists():
+            raise UserError(f"no config.json in {checkpoint_dir}; download the checkpoint again (scripts/download.py)")
+        return cls.from_hf(path.parent / "config.json")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for `lit_config.json`."""
+        return dataclasses.asdict(self)

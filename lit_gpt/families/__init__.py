@@ -1,0 +1,84 @@
+"""Model families: one file per architecture of the Hugging Face hub, named after its `model_type`.
+
+A family file is a translation table, without torch:
+
+- `MODEL_TYPES`: the `model_type` values of `config.json` that it reads.
+- `fields(hf)`: the dict of a `config.json` -> the fields of `lit_gpt.config.Config`.
+- `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer. A tuple of
+  names says that the tensor is fused: `split_grouped` takes it apart and `join_grouped` puts it together again.
+- `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
+
+Names, sizes and licences of well-known checkpoints are in `catalogue.py`.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from lit_gpt.settings import UserError
+
+NOT_FAMILIES = {"catalogue"}
+
+
+def families() -> dict[str, ModuleType]:
+    """All supported `model_type` values and the family module that reads each."""
+    names = [found.name for found in pkgutil.iter_modules(__path__) if found.name not in NOT_FAMILIES]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return {model_type: module for module in modules for model_type in module.MODEL_TYPES}
+
+
+def family(model_type: str) -> ModuleType:
+    """The family module of a `model_type`.
+
+    Raises:
+        UserError: the architecture is not supported; lists those that are.
+    """
+    known = families()
+    if model_type not in known:
+        raise UserError(f"model_type '{model_type}' is not supported; supported are {', '.join(sorted(known))}")
+    return known[model_type]
+
+
+def rope_fields(hf: dict[str, Any], percentage: float = 1.0) -> dict[str, Any]:
+    """The fields about rotary embeddings: from `rope_theta`, `rope_scaling` or the newer `rope_parameters`."""
+    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(f"config.json: rope_scaling type '{kind}' is not supported; supported are linear and llama3")
+    base = rope.get("rope_theta") or hf.get("rope_theta") or hf.get("rotary_emb_base") or 10000.0
+    scaling = None
+    if kind == "linear":
+        scaling = {"factor": float(rope["factor"])}
+    elif kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        scaling = {name: float(rope[name]) for name in names}
+    return {
+        "rope_base": float(base),
+        "rope_percentage": float(rope.get("partial_rotary_factor", percentage)),
+        "rope_scaling": scaling,
+    }
+
+
+def split_grouped(fused: Any, n_head: int, n_query_groups: int) -> tuple[Any, Any, Any]:
+    """Takes a fused projection (rows: for each group its queries, one key, one value) apart into query, key and value.
+
+    `fused` is a weight (rows, C) or bias (rows,) tensor; each result has its heads in their usual order.
+    GPT-NeoX stores one query per group; Falcon stores `n_head / n_query_groups` queries per group.
+    """
+    per_group = n_head // n_query_groups
+    rest = fused.shape[1:]
+    grouped = fused.reshape(n_query_groups, per_group + 2, -1, *rest)
+    q, k, v = grouped[:, :per_group], grouped[:, per_group], grouped[:, per_group + 1]
+    return q.reshape(-1, *rest), k.reshape(-1, *rest), v.reshape(-1, *rest)
+
+
+def join_grouped(q: Any, k: Any, v: Any, n_head: int, n_query_groups: int) -> Any:
+    """The inverse of `split_grouped`."""
+    per_group, rest = n_head // n_query_groups, q.shape[1:]
+    head = q.shape[0] // n_head
+    fused = q.new_empty(n_query_groups, per_group + 2, head, *rest)
+    fused[:, :per_group] = q.reshape(n_query_groups, per_group, head, *rest)
+    fused[:, per_group] = k.reshape(n_query_groups, head, *rest)
+    fused[:, per_group + 1] = v.reshape(n_query_groups, head, *rest)
+    return fused.reshape(-1, *rest)

@@ -1,0 +1,245 @@
+"""One decoder for every family: what differs between them is a field of `Config`.
+
+Shapes: B batch, T tokens of this call, S tokens seen so far, C channels, H query heads, G key and value heads,
+D channels of a head, V vocabulary, N chosen positions. A name like `q_BHTD` says the shape.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.config import Config
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q_BHTD, k_BGTD, v_BGTD) -> y_BHTD: who may look at whom. Causal by default; a cache brings its own."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer with rotary positions.
+
+    The parameters are uninitialised values or what a checkpoint brings: this toolkit finetunes.
+    Build it under `torch.device("meta")` to have the shapes without the memory.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = build_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.head_bias)
+        self.tie()
+
+    def tie(self) -> None:
+        """Lets the head use the embedding's weight where the architecture asks for it."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
+
+    def forward(
+        self,
+        idx_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cache: "KVCache | None" = None,
+        attend: Attend | None = None,
+        at_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the next token after every token.
+
+        Args:
+            idx_BT: token ids, int64.
+            positions_BT: place of each token in its sequence, (B, T) or (1, T); by default the T places after what the
+                cache holds, from 0 without a cache. Rows may stand at different places.
+            cache: keys and values of earlier calls; those of this call are added to it.
+            attend: replaces causal attention (a cache brings its own).
+            at_BT: bool; computes the logits at these positions only.
+
+        Returns:
+            (B, T, V), or (N, V) with `at_BT`.
+        """
+        if cache is not None:
+            positions_BT, attend = cache.begin(idx_BT, positions_BT), cache.attend
+        elif positions_BT is None:
+            positions_BT = torch.arange(idx_BT.size(1), device=idx_BT.device)[None]
+        x_BTC = self.wte(idx_BT)
+        rope = rope_tables(self.config, positions_BT, x_BTC.dtype)
+        for block in self.blocks:
+            x_BTC = block(x_BTC, rope, attend or causal)
+        x = x_BTC if at_BT is None else x_BTC[at_BT]
+        return self.lm_head(self.norm(x))
+
+
+class Block(nn.Module):
+    """Attention and MLP around a residual stream, one after the other or side by side (`parallel_residual`)."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.parallel = config.parallel_residual
+        self.norm_1 = build_norm(config)
+        self.attn = Attention(config, layer)
+        self.norm_2 = None if config.shared_norm else build_norm(config)
+        self.mlp = MLPS[config.mlp](config)
+
+    def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        n_BTC = self.norm_1(x_BTC)
+        a_BTC = self.attn(n_BTC, rope, attend)
+        if self.parallel:
+            return x_BTC + a_BTC + self.mlp(n_BTC if self.norm_2 is None else self.norm_2(x_BTC))
+        x_BTC = x_BTC + a_BTC
+        return x_BTC + self.mlp(self.norm_2(x_BTC))
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention: G key and value heads serve H query heads."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_size = layer, config.head_size
+        queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
+        self.q = nn.Linear(config.n_embd, queries, bias=config.qkv_bias)
+        self.k = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
+        self.v = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
+        self.o = nn.Linear(queries, config.n_embd, bias=config.out_bias)
+
+    def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        B, T, _ = x_BTC.shape
+        q_BHTD = self.q(x_BTC).view(B, T, -1, self.head_size).transpose(1, 2)
+        k_BGTD = self.k(x_BTC).view(B, T, -1, self.head_size).transpose(1, 2)
+        v_BGTD = self.v(x_BTC).view(B, T, -1, self.head_size).transpose(1, 2)
+        y_BHTD = attend(self.layer, rotate(q_BHTD, *rope), rotate(k_BGTD, *rope), v_BGTD)
+        return self.o(y_BHTD.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """down(act(up(x)))."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[config.activation]
+        self.up = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.down(self.act(self.up(x)))
+
+
+class GatedMLP(MLP):
+    """down(act(gate(x)) * up(x)), arXiv 2002.05202."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+MLPS = {"plain": MLP, "gated": GatedMLP}
+
+
+def build_norm(config: Config) -> nn.Module:
+    """The norm that the config names, over C channels."""
+    return {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[config.norm](config.n_embd, eps=config.norm_eps)
+
+
+def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding (arXiv 2104.09864) for these positions.
+
+    Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
+
+    Returns:
+        Two tensors (B, 1, T, R) of `dtype`, where R is the number of rotated channels.
+    """
+    R = int(config.head_size * config.rope_percentage)
+    inverse = config.rope_base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
+    scaling = config.rope_scaling or {}
+    if "low_freq_factor" in scaling:  # Llama 3.1: slow waves are stretched by `factor`, fast ones kept, a ramp between
+        turns = scaling["original_max_position_embeddings"] * inverse / (2 * torch.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        inverse = inverse * keep + inverse / scaling["factor"] * (1 - keep)
+    elif scaling:
+        inverse = inverse / scaling["factor"]
+    angles_B1TR = (positions_BT[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
+    return angles_B1TR.cos().to(dtype), angles_B1TR.sin().to(dtype)
+
+
+def rotate(x_BHTD: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
+    """Rotates the first R channels of every head, channel i together with channel i + R/2."""
+    R = cos_B1TR.size(-1)
+    head, tail = x_BHTD[..., :R], x_BHTD[..., R:]
+    first, second = head.chunk(2, dim=-1)
+    rotated = head * cos_B1TR + torch.cat((-second, first), dim=-1) * sin_B1TR
+    return rotated if tail.size(-1) == 0 else torch.cat((rotated, tail), dim=-1)
+
+
+def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+    """Every token attends to itself and to all before it; G heads serve H. See `Attend`."""
+    return F.scaled_dot_product_attention(
+        q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=q_BHTD.size(1) != k_BGTD.size(1)
+    )
+
+
+class KVCache:
+    """Keys and values of the tokens so far, one allocation of exactly the size that is asked for.
+
+    Rows of a batch may have different lengths: a row's slot is its token's position, and a query sees the slots up to
+    its own position, so what lies behind (padding of a shorter prompt) is never seen before it is overwritten.
+
+    Args:
+        length: slots per row, in tokens: prompt and everything to be generated.
+    """
+
+    def __init__(
+        self, config: Config, batch_size: int, length: int, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        shape = (2, config.n_layer, batch_size, config.n_query_groups, length, config.head_size)
+        self.k_LBGSD, self.v_LBGSD = torch.zeros(shape, device=device, dtype=dtype)
+        self.used = 0
+        """Slots that are filled in every row, while all rows move together."""
+        self.positions_BT: Tensor | None = None
+
+    def begin(self, idx_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+        """Prepares a call of the model with these tokens; returns the positions that they take."""
+        self.start, self.positions_BT = self.used, positions_BT
+        self.used += idx_BT.size(1)
+        if positions_BT is None:
+            return torch.arange(self.start, self.used, device=idx_BT.device)[None]
+        return positions_BT
+
+    def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+        """Stores this call's keys and values and attends to all that are visible. See `Attend`."""
+        keys, values = self.k_LBGSD[layer], self.v_LBGSD[layer]
+        gqa = q_BHTD.size(1) != k_BGTD.size(1)
+        if self.positions_BT is not None:
+            rows = torch.arange(keys.size(0), device=keys.device)[:, None]
+            keys[rows, :, self.positions_BT] = k_BGTD.transpose(1, 2).to(keys.dtype)
+            values[rows, :, self.positions_BT] = v_BGTD.transpose(1, 2).to(values.dtype)
+            mask = torch.arange(keys.size(2), device=keys.device) <= self.positions_BT[:, None, :, None]
+            return F.scaled_dot_product_attention(q_BHTD, keys, values, attn_mask=mask, enable_gqa=gqa)
+        end = self.start + q_BHTD.size(2)
+        keys[:, :, self.start : end], values[:, :, self.start : end] = k_BGTD, v_BGTD
+        if self.start == 0:
+            return causal(layer, q_BHTD, k_BGTD, v_BGTD)
+        mask = None
+        if q_BHTD.size(2) > 1:
+            seen = torch.arange(self.start, end, device=keys.device)[:, None]
+            mask = torch.arange(end, device=keys.device) <= seen
+        return F.scaled_dot_product_attention(
+            q_BHTD, keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=gqa
+        )
