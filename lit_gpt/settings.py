@@ -97,7 +97,7 @@ def run(
     defaults: dict[str, Any] | None = None,
     argv: list[str] | None = None,
 ) -> int:
-    """Runs `function(*settings)` as a command; returns 0 (done), 1 (failure), 2 (the user can mend it), 130 (Ctrl-C)."""
+    """Runs `function(*settings)` as a command; returns 0 done, 1 failure, 2 the user can mend it, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         function(*parse(argv, classes, prog, doc, defaults))

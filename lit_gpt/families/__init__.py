@@ -4,8 +4,8 @@ A family file is a translation table, without torch:
 
 - `MODEL_TYPES`: the `model_type` values of `config.json` that it reads.
 - `fields(hf)`: the dict of a `config.json` -> the fields of `lit_gpt.config.Config`.
-- `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer. A tuple of
-  names says that the tensor is fused: `split_grouped` takes it apart and `join_grouped` puts it together again.
+- `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer.
+  A tuple of names says that the tensor is fused: `split_grouped` takes it apart, `join_grouped` puts it together again.
 - `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
 
 Names, sizes and licences of well-known checkpoints are in `catalogue.py`.

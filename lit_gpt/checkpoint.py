@@ -1,0 +1,178 @@
+"""Checkpoints of ours: a converted base model, and the small file that a finetuning run adds to it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.config import Config
+from lit_gpt.files import atomic, read_json
+from lit_gpt.methods import Method, describe, restore, trainable_state
+from lit_gpt.model import GPT
+from lit_gpt.settings import UserError
+
+DTYPES = {
+    "bf16-true": torch.bfloat16,
+    "bf16-mixed": torch.float32,
+    "16-mixed": torch.float32,
+    "32-true": torch.float32,
+}
+"""Lightning's names of precisions -> the type that the base's weights are stored in; "mixed" computes in 16 bits."""
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_gpt(
+    checkpoint_dir: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    finetuned: str | Path | None = None,
+    merge: bool = False,
+    device: torch.device | str = "cpu",
+) -> GPT:
+    """Loads a converted checkpoint, ready to use (evaluation mode).
+
+    Weights are read from the file when they are used; on the CPU and in their stored type they are not even copied.
+
+    Args:
+        checkpoint_dir: folder with `lit_model.pth` and `lit_config.json`.
+        dtype: type of the weights; None: as stored.
+        finetuned: a file that `finetune/*.py` wrote, or the folder that it is in: the method that it names is attached
+            and its weights are loaded.
+        merge: fold the finetuned weights into the base.
+        device: where the weights go.
+
+    Raises:
+        UserError: a file is missing or damaged, or `finetuned` belongs to another base.
+    """
+    folder = Path(checkpoint_dir)
+    config = Config.from_checkpoint(folder)
+    state = load_file(folder / "lit_model.pth", "convert the checkpoint first (scripts/convert_hf_checkpoint.py)")
+    with torch.device("meta"):
+        model = GPT(config)
+    if config.tie_embeddings:
+        state.setdefault("lm_head.weight", state.get("wte.weight"))
+    for name in state:  # one at a time: the copy on the device is the only one
+        state[name] = state[name].to(device=device, dtype=dtype)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{folder / 'lit_model.pth'} does not fit lit_config.json: {error}; convert again") from error
+    model.tie()
+    if finetuned is not None:
+        method = apply_finetuned(model, finetuned, folder)
+        if merge:
+            method.merge(model)
+    return model.requires_grad_(False).eval()
+
+
+def load_file(path: Path, hint: str) -> dict[str, Any]:
+    """Opens one of our archives without reading its tensors yet, and without executing anything in it.
+
+    Raises:
+        UserError: the file is missing (then `hint` says what makes it) or is not a whole archive.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}; {hint}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is damaged or not a file of ours ({reason}); {hint}") from error
+
+
+def save_finetuned(path: str | Path, model: GPT, method: Method, facts: dict[str, Any]) -> None:
+    """Writes what was trained, with everything that is needed to use it again.
+
+    Args:
+        path: `OUT/lit_model_<method>_finetuned.pth`.
+        facts: plain values about the run, such as `prompt_style` and `base` (see `base_identity`).
+    """
+    with atomic(path) as temporary:
+        torch.save({"method": describe(method), "weights": trainable_state(model), **facts}, temporary)
+
+
+def finetuned_file(path: str | Path) -> Path:
+    """`path` itself, or the finetuned weights in it if it is a folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("lit_model*_finetuned.pth"))
+    if len(found) != 1:
+        raise UserError(f"{len(found)} files lit_model*_finetuned.pth in {path}, expected 1; name the file itself")
+    return found[0]
+
+
+def read_finetuned(path: str | Path) -> dict[str, Any]:
+    """What `save_finetuned` wrote: `method`, `weights`, and the facts of the run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = finetuned_file(path)
+    saved = load_file(path, "finetune first (finetune/lora.py) or check the path")
+    if not isinstance(saved, dict) or not {"method", "weights"} <= saved.keys():
+        raise UserError(f"{path} holds no finetuned weights; expected a file that finetune/*.py wrote")
+    return saved
+
+
+def apply_finetuned(model: GPT, path: str | Path, checkpoint_dir: str | Path) -> Method:
+    """Attaches the method that a finetuned file names to a loaded base and loads its weights.
+
+    Raises:
+        UserError: the file is missing or damaged, or was made from another base model.
+    """
+    path = finetuned_file(path)
+    saved = read_finetuned(path)
+    base, ours = saved.get("base", {}), base_identity(checkpoint_dir)
+    if base.get("weights_sha256") != ours["weights_sha256"]:
+        raise UserError(
+            f"{path} was finetuned from {base.get('checkpoint_dir')} (weights {str(base.get('weights_sha256'))[:12]}), "
+            f"but {checkpoint_dir} holds other weights ({str(ours['weights_sha256'])[:12]}); use that base"
+        )
+    method = restore(saved["method"])
+    method.attach(model)
+    load_trainable(model, saved["weights"], path)
+    return method
+
+
+@torch.no_grad()
+def load_trainable(model: GPT, weights: dict[str, Tensor], place: str | Path) -> None:
+    """Copies saved weights into the trainable parameters; every one must be there, with its shape.
+
+    Raises:
+        UserError: names or shapes differ; `place` is named.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    different = sorted(parameters.keys() ^ weights.keys())
+    different += [name for name, p in parameters.items() if name in weights and p.shape != weights[name].shape]
+    if different:
+        raise UserError(f"{place} does not fit the model: {', '.join(different[:3])} ({len(different)} in all)")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+
+
+def base_identity(checkpoint_dir: str | Path) -> dict[str, Any]:
+    """Which base model this is: its folder and the digest of its weights that conversion wrote."""
+    path = Path(checkpoint_dir) / "lit_config.json"
+    digest = read_json(path).get("weights_sha256") if path.exists() else None
+    return {"checkpoint_dir": str(checkpoint_dir), "weights_sha256": digest}
+
+
+@contextlib.contextmanager
+def memory_error_explained(advice: str) -> Iterator[None]:
+    """Turns running out of GPU memory into one line that ends with `advice`."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"out of GPU memory ({str(error).split('.')[0]}); {advice}") from error

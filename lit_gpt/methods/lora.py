@@ -1,0 +1,71 @@
+"""LoRA (arXiv 2106.09685) on any linear layer of the GPT, quantised or not."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.methods import LoRA
+from lit_gpt.model import GPT
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus a trained update of low rank: base(x) + scale * B A dropout(x).
+
+    A (r, in) starts like a linear layer's weight, B (out, r) starts at zero, so that the outputs start unchanged.
+    Both are float32 whatever the base is: their updates are too small for half precision.
+
+    Args:
+        base: an `nn.Linear` or a subclass such as bitsandbytes' 4-bit layer.
+    """
+
+    def __init__(self, base: nn.Linear, settings: LoRA) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = settings.lora_alpha / settings.lora_r
+        self.dropout = nn.Dropout(settings.lora_dropout)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=device, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, settings.lora_r, device=device, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+        update = F.linear(low, self.lora_B.to(x.dtype))
+        return self.base(x).add_(update, alpha=self.scale)
+
+    def merged(self) -> nn.Linear:
+        """The base layer with the update folded into its weight, computed in float32 and rounded once."""
+        weight = self.base.weight
+        update = (self.lora_B @ self.lora_A) * self.scale
+        linear = nn.Linear(self.base.in_features, self.base.out_features, device="meta")
+        linear.weight = nn.Parameter((weight.float() + update).to(weight.dtype), requires_grad=False)
+        linear.bias = self.base.bias
+        return linear
+
+
+def attach(model: GPT, settings: LoRA) -> None:
+    """Freezes the model and wraps the targeted linear layers. The outputs stay exactly the same."""
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(settings.targets):
+            _replace(model, name, LoRALinear(module, settings))
+
+
+@torch.no_grad()
+def merge(model: GPT) -> None:
+    """Folds every update into its base weight; the model has its plain layers and names again.
+
+    A head that shares the embedding's weight becomes a weight of its own.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            _replace(model, name, module.merged())
+            model.config.tie_embeddings = model.config.tie_embeddings and name != "lm_head"
+
+
+def _replace(model: GPT, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
