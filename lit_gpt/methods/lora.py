@@ -29,6 +29,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, settings.lora_r, device=device, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

@@ -1,0 +1,146 @@
+"""Finetuning, from settings to a file of trained weights: load, attach, data, train, save."""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lit_gpt.methods import Method, describe
+from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Precision = Literal["bf16-true", "bf16-mixed", "16-mixed", "32-true"]
+
+
+@dataclass
+class Finetune:
+    """Settings of every finetuning method. An iter is one micro-batch, a step one update of the weights."""
+
+    checkpoint_dir: Path
+    """Folder of the converted base model."""
+    data_dir: Path = Path("data/alpaca")
+    """Folder of the prepared data (scripts/prepare_*.py)."""
+    out_dir: Path = Path("out/lora/alpaca")
+    """Folder for the results."""
+    precision: Precision = "bf16-true"
+    """Type of weights and arithmetic; what is trained stays float32."""
+    learning_rate: float = 3e-4
+    """Highest learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; unset: 100, at most a tenth of the run."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null: never."""
+    batch_size: int = 128
+    """Samples of one step."""
+    micro_batch_size: int = 4
+    """Samples that are on the device at once."""
+    max_iters: int | None = None
+    """End after this many micro-batches; unset: 50000, unless another limit is given."""
+    max_steps: int | None = None
+    """End after this many steps."""
+    epochs: int | None = None
+    """End after this many passes over the data."""
+    max_time: str | None = None
+    """End after this much time, such as 23h30m, 45m or 90s."""
+    max_seq_length: int | None = None
+    """Longest sample in tokens; unset: the model's context."""
+    long_samples: Literal["refuse", "drop", "truncate"] = "refuse"
+    """What to do with longer samples; truncate keeps the end-of-text token."""
+    eval_interval: int = 100
+    """Steps between validations."""
+    eval_iters: int = 100
+    """Micro-batches of a validation, always the same ones."""
+    eval_prompt: str | None = None
+    """An instruction to answer at every validation."""
+    eval_max_new_tokens: int = 100
+    """Longest such answer in tokens."""
+    save_interval: int = 100
+    """Steps between saves."""
+    log_interval: int = 1
+    """Steps between log lines."""
+    loggers: list[str] = field(default_factory=list)
+    """Further logs: tensorboard, wandb."""
+    devices: int = 1
+    """Number of devices."""
+    seed: int = 1337
+    """Seed of initialisation, order of the data and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "eval_interval", "eval_iters", "save_interval", "log_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("max_iters", "max_steps", "epochs", "max_seq_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"
+            )
+        if not self.learning_rate > 0 or not 0 <= self.min_lr <= self.learning_rate:
+            raise UserError(
+                f"--learning_rate {self.learning_rate}: must be positive and not below --min_lr {self.min_lr}"
+            )
+        if self.devices != 1:
+            raise UserError(f"--devices {self.devices}: this version trains on one device")
+        if unknown := [name for name in self.loggers if name not in ("tensorboard", "wandb")]:
+            raise UserError(f"--loggers: unknown {unknown[0]}; known are tensorboard and wandb")
+        self.time_limit = duration(self.max_time)
+
+
+def duration(text: str | None) -> float:
+    """Seconds of a text such as "23h30m"; infinity for None.
+
+    Raises:
+        UserError: the text is no duration.
+    """
+    if text is None:
+        return math.inf
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if not text or not found:
+        raise UserError(f"--max_time: '{text}' is no duration; write it like 23h30m, 45m or 90s")
+    return float(sum(int(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True)))
+
+
+def finetune(settings: Finetune, method: Method) -> None:
+    """Finetunes a model."""
+    from lit_gpt.checkpoint import DTYPES, load_gpt  # torch and lightning come now: --help does not wait for them
+    from lit_gpt.data.dataset import TokenDataset, check_tokenizer
+    from lit_gpt.run import Run
+    from lit_gpt.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(settings.checkpoint_dir)
+    splits = {split: TokenDataset(settings.data_dir, split) for split in ("train", "test")}
+    check_tokenizer(splits["train"].meta, tokenizer)
+    fabric = launch(settings)
+    print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
+    model = load_gpt(settings.checkpoint_dir, DTYPES[settings.precision], device=fabric.device)
+    method.attach(model)
+    Run(fabric, settings, method, model.train(), splits, tokenizer).go()
+
+
+def launch(settings: Finetune) -> "Fabric":
+    """Lightning's Fabric for these settings, seeded.
+
+    Raises:
+        UserError: the device cannot compute in the chosen precision.
+    """
+    import torch
+    from lightning.fabric import Fabric
+
+    # In "true" precisions the base is loaded in its type and what is trained stays float32, so nothing is converted.
+    precision = "32-true" if settings.precision.endswith("-true") else settings.precision
+    if torch.cuda.is_available() and "bf16" in settings.precision and not torch.cuda.is_bf16_supported():
+        raise UserError("--precision: this GPU has no bfloat16; use 16-mixed or 32-true")
+    if not torch.cuda.is_available() and settings.precision == "16-mixed":
+        raise UserError("--precision 16-mixed needs a GPU; use bf16-true, bf16-mixed or 32-true on the CPU")
+    fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=precision)
+    fabric.launch()
+    fabric.seed_everything(settings.seed, verbose=False)
+    return fabric

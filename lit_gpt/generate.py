@@ -1,0 +1,95 @@
+"""Text for a prompt, from a base model or from one that was finetuned."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.settings import UserError
+
+
+@dataclass
+class Generate:
+    """Settings of generation."""
+
+    checkpoint_dir: Path
+    """Folder of the converted model."""
+    prompt: str = "Hello, my name is"
+    """Text to continue."""
+    num_samples: int = 1
+    """Number of texts."""
+    max_new_tokens: int = 50
+    """Longest text in tokens; it ends earlier at the model's end-of-text token."""
+    temperature: float = 0.8
+    """0 always takes the likeliest token; higher is more random."""
+    top_k: int | None = 200
+    """Draw among the k likeliest tokens; null: among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together reach this probability."""
+    precision: Literal["bf16-true", "32-true"] = "bf16-true"
+    """Type of weights and arithmetic."""
+    seed: int = 1234
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class GenerateLoRA(Generate):
+    """Settings of generation with a LoRA-finetuned model."""
+
+    lora_path: Path = Path("out/lora/alpaca")
+    """File that finetune/lora.py wrote, or its folder; knows its own settings."""
+    prompt: str = "What food do llamas eat?"
+    """Instruction to answer."""
+    input: str = ""
+    """Further input that belongs to the instruction."""
+    max_new_tokens: int = 100
+    """Longest answer in tokens; it ends earlier at the model's end-of-text token."""
+
+
+def generate_base(settings: Generate) -> None:
+    """Continues a prompt with a base model."""
+    _generate(settings, finetuned=None)
+
+
+def generate_lora(settings: GenerateLoRA) -> None:
+    """Answers an instruction with a LoRA-finetuned model."""
+    _generate(settings, finetuned=settings.lora_path)
+
+
+def _generate(settings: Generate, finetuned: Path | None) -> None:
+    import torch
+
+    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, read_finetuned
+    from lit_gpt.decode import Sampling, decode
+    from lit_gpt.prompts import get_style
+    from lit_gpt.runlog import peak_memory_gb
+    from lit_gpt.tokenizer import Tokenizer
+
+    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
+    tokenizer, text = Tokenizer(settings.checkpoint_dir), settings.prompt
+    if finetuned is not None:
+        text = get_style(read_finetuned(finetuned)["prompt_style"]).prompt(settings.prompt, settings.input)
+    prompt = tokenizer.encode(text, bos=tokenizer.use_bos)
+    device, began = default_device(), time.perf_counter()
+    dtype = DTYPES[settings.precision]
+    model = load_gpt(settings.checkpoint_dir, dtype, finetuned=finetuned, merge=True, device=device)
+    print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    for sample in range(settings.num_samples):
+        began, count, stream = time.perf_counter(), 0, tokenizer.stream_decoder()
+        if finetuned is None:
+            print(settings.prompt, end="")
+        for (token,) in decode(model, [prompt], settings.max_new_tokens, sampling, [tokenizer.eos_id], generator):
+            print(stream.add(token), end="", flush=True)
+            count += 1
+        print(stream.flush(), flush=True)
+        seconds = time.perf_counter() - began
+        note = f"Time for inference {sample + 1}: {seconds:.2f} s total, {count / seconds:.2f} tokens/sec"
+        print(note, file=sys.stderr)
+    print(f"Memory used: {peak_memory_gb(device):.2f} GB", file=sys.stderr)

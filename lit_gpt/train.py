@@ -1,0 +1,99 @@
+"""The one training loop.
+
+The loss of a step is the sum of the cross-entropies of its supervised tokens divided by their number, however the
+samples are spread over micro-batches: gradients of 8 x 1 equal those of 1 x 8.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_gpt.data.batches import IGNORE, Batches, MicroBatch
+from lit_gpt.model import GPT
+from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+def loss_sum(model: GPT, batch: MicroBatch) -> Tensor:
+    """Sum of the cross-entropies, in nats, of a micro-batch's supervised positions; the head runs on no other."""
+    at_BT = batch.labels_BT != IGNORE
+    logits_NV = model(batch.idx_BT, at_BT=at_BT)
+    return F.cross_entropy(logits_NV.float(), batch.labels_BT[at_BT], reduction="sum")
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float) -> float:
+    """Linear warm-up to `peak` over the first `warmup` steps, then half a cosine down to `end` at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup + 1) / max(1, steps - warmup)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def train(
+    fabric: "Fabric",
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    *,
+    steps: int,
+    samples: int,
+    schedule: Callable[[int], float],
+    max_norm: float | None,
+    after_step: Callable[[int, Tensor, int, float], bool],
+) -> int:
+    """Trains until `steps` are done or `after_step` says stop.
+
+    Args:
+        fabric: a launched `lightning.Fabric`; `model` and `optimizer` are set up with it.
+        samples: samples of the whole run; the last step may be smaller than a batch.
+        schedule: step -> learning rate.
+        max_norm: gradients are scaled down to this norm; None: never.
+        after_step: called with (steps done, mean loss of the step, real tokens of the step, learning rate); the loss
+            is a tensor, so that only who reads it waits for the device. True stops the run.
+
+    Returns:
+        The steps done.
+    """
+    for step in range(steps):
+        rate = schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        micro_batches = batches.step(step, samples)
+        targets = sum(batch.targets for batch in micro_batches)
+        loss = torch.zeros((), device=fabric.device)
+        for batch in micro_batches:
+            part = loss_sum(model, batch.to(fabric.device)) / targets
+            fabric.backward(part)
+            loss += part.detach()
+        if max_norm is not None:
+            fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        if after_step(step + 1, loss, sum(batch.tokens for batch in micro_batches), rate):
+            return step + 1
+    return steps
+
+
+@torch.no_grad()
+def validate(model: GPT, batches: Iterable[MicroBatch], device: torch.device) -> float:
+    """Mean cross-entropy, in nats, over the supervised tokens of the batches, in evaluation mode.
+
+    Raises:
+        UserError: none of the tokens is supervised.
+    """
+    training = model.training
+    model.eval()
+    total, targets = torch.zeros((), device=device), 0
+    for batch in batches:
+        total += loss_sum(model, batch.to(device))
+        targets += batch.targets
+    model.train(training)
+    if targets == 0:
+        raise UserError("the validation samples have no supervised token; prepare the data again")
+    return total.item() / targets

@@ -1,0 +1,103 @@
+"""Flags: typed, strict, explained in one line."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+
+from lit_gpt.settings import UserError, parse, run
+
+
+@dataclass
+class Fruit:
+    """Settings of a test."""
+
+    basket: str
+    """Where it lies."""
+    apples: int = 3
+    """Number of apples."""
+    ripe: bool = False
+    """Whether they are ripe."""
+    names: list[str] = dataclasses.field(default_factory=list)
+    """Their names."""
+    max_seq_length: int | None = None
+    """Longest."""
+
+    def __post_init__(self) -> None:
+        if self.apples < 0:
+            raise UserError(f"--apples: must be at least 0, got {self.apples}")
+
+
+def fruit(*argv: str, **defaults) -> Fruit:
+    return parse(list(argv), [Fruit], "fruit", "Doc.", defaults)[0]
+
+
+def test_values_come_from_field_launcher_file_and_flag_in_this_order(tmp_path) -> None:
+    config = tmp_path / "fruit.yaml"
+    config.write_text("apples: 5\nbasket: b\n")
+    assert fruit("--basket", "a") == Fruit("a")
+    assert fruit("--basket", "a", apples=4).apples == 4
+    assert fruit("--config", str(config), apples=4) == Fruit("b", apples=5)
+    assert fruit("--config", str(config), "--apples", "6", apples=4).apples == 6
+    assert fruit("--basket", "a", "--names", "[x,y]", "--ripe", "true") == Fruit("a", ripe=True, names=["x", "y"])
+    assert fruit("--basket=a", "--override_max_seq_length=7").max_seq_length == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--basket", "a", "--appels", "1"], r"unknown flag --appels; did you mean --apples\?"),
+        (["--basket", "a", "--apple", "1"], r"unknown flag --apple; did you mean --apples\?"),
+        (["--basket", "a", "--apples", "many"], "--apples: .*int.* many"),
+        (["--apples", "1"], "--basket is required"),
+        (["--basket", "a", "--apples", "-1"], "--apples: must be at least 0, got -1"),
+        (["--config", "no/such.yaml"], "no/such.yaml"),
+    ],
+)
+def test_errors_are_one_line_with_exit_code_2(argv: list[str], message: str, capsys) -> None:
+    assert run(lambda settings: None, [Fruit], "fruit", "Doc.", argv=argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ")
+    with pytest.raises(UserError, match=message):
+        fruit(*argv)
+
+
+def test_unknown_key_in_a_file_is_named(tmp_path) -> None:
+    config = tmp_path / "fruit.yaml"
+    config.write_text("appels: 5\nbasket: b\n")
+    with pytest.raises(UserError, match=r"unknown key 'appels'.*did you mean --apples"):
+        fruit("--config", str(config))
+
+
+def test_exit_codes(capsys) -> None:
+    def command(settings: Fruit) -> None:
+        raise {0: UserError("mend it"), 1: ValueError("a bug"), 2: KeyboardInterrupt()}[settings.apples]
+
+    codes = [run(command, [Fruit], "fruit", "Doc.", argv=["--basket", "a", "--apples", str(n)]) for n in range(3)]
+    assert codes == [2, 1, 130]
+    printed = capsys.readouterr().err
+    assert "error: mend it\n" in printed
+    assert "error: ValueError: a bug (--debug shows where)\n" in printed
+    assert "Traceback" not in printed
+    assert run(command, [Fruit], "fruit", "Doc.", argv=["--basket", "a", "--apples", "1", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_shows_each_flag_with_its_docstring_and_default(capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        fruit("--help", apples=9)
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--apples INT Number of apples. [9]" in shown
+    assert "Where it lies. [required]" in shown
+
+
+def test_print_config_is_a_config(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        fruit("--basket", "a", "--apples", "8", "--print_config")
+    assert left.value.code == 0
+    config = tmp_path / "printed.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert fruit("--config", str(config)) == Fruit("a", apples=8)
