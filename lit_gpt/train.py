@@ -24,7 +24,8 @@ def loss_sum(model: GPT, batch: MicroBatch) -> Tensor:
     """Sum of the cross-entropies, in nats, of a micro-batch's supervised positions; the head runs on no other."""
     at_BT = batch.labels_BT != IGNORE
     logits_NV = model(batch.idx_BT, at_BT=at_BT)
-    return F.cross_entropy(logits_NV.float(), batch.labels_BT[at_BT], reduction="sum")
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return F.cross_entropy(logits_NV, batch.labels_BT[at_BT], reduction="sum")
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float) -> float:
@@ -66,7 +67,7 @@ def train(
             group["lr"] = rate
         micro_batches = batches.step(step, samples)
         targets = sum(batch.targets for batch in micro_batches)
-        loss = torch.zeros((), device=fabric.device)
+        loss = torch.zeros((), device=fabric.device, dtype=torch.float64)
         for batch in micro_batches:
             part = loss_sum(model, batch.to(fabric.device)) / targets
             fabric.backward(part)
@@ -89,7 +90,7 @@ def validate(model: GPT, batches: Iterable[MicroBatch], device: torch.device) ->
     """
     training = model.training
     model.eval()
-    total, targets = torch.zeros((), device=device), 0
+    total, targets = torch.zeros((), device=device, dtype=torch.float64), 0
     for batch in batches:
         total += loss_sum(model, batch.to(device))
         targets += batch.targets

@@ -5,10 +5,13 @@ the data set is shuffled anew for every epoch and read without replacement, `bat
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from lit_gpt.data.dataset import TokenDataset
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lit_gpt.data.dataset import TokenDataset
 
 IGNORE = -1
 """Label of a position that no loss is asked of."""
@@ -36,7 +39,7 @@ class MicroBatch:
         return MicroBatch(self.idx_BT.to(**move), self.labels_BT.to(**move), self.targets, self.tokens)
 
 
-def collate(dataset: TokenDataset, samples: list[int], max_length: int) -> MicroBatch:
+def collate(dataset: "TokenDataset", samples: list[int], max_length: int) -> MicroBatch:
     """Pads samples into one batch; one that is longer than `max_length` keeps its first tokens and its last (EOS)."""
     pairs = [(dataset.ids(i), dataset.supervised(i)) for i in samples]
     pairs = [(_cut(ids, max_length), _cut(on, max_length)) for ids, on in pairs]
@@ -50,7 +53,7 @@ def collate(dataset: TokenDataset, samples: list[int], max_length: int) -> Micro
     return MicroBatch(idx_BT, labels_BT, int((labels_BT != IGNORE).sum()), tokens)
 
 
-def collate_all(dataset: TokenDataset, samples: list[int], size: int, max_length: int) -> list[MicroBatch]:
+def collate_all(dataset: "TokenDataset", samples: list[int], size: int, max_length: int) -> list[MicroBatch]:
     """Samples in the given order as micro-batches of `size`."""
     return [collate(dataset, samples[first : first + size], max_length) for first in range(0, len(samples), size)]
 
@@ -75,7 +78,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: TokenDataset,
+        dataset: "TokenDataset",
         samples: list[int],
         batch_size: int,
         micro_batch_size: int,
@@ -113,7 +116,7 @@ class Batches:
         return self._order[1]
 
 
-def validation_batches(dataset: TokenDataset, count: int, micro_batch_size: int, max_length: int) -> list[MicroBatch]:
+def validation_batches(dataset: "TokenDataset", count: int, micro_batch_size: int, max_length: int) -> list[MicroBatch]:
     """The first `count` samples of a split as micro-batches of similar lengths: the same ones at every validation."""
     chosen = sorted(range(min(count, len(dataset))), key=lambda i: -int(dataset.lengths[i]))
     return collate_all(dataset, chosen, micro_batch_size, max_length)
