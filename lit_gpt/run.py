@@ -52,6 +52,7 @@ class Run:
     ) -> None:
         self.fabric, self.settings, self.method, self.tokenizer = fabric, settings, method, tokenizer
         self.gpt, self.meta = model, splits["train"].meta
+        self.prompt_style = self.meta["settings"]["prompt_style"]
         s = settings
         self.max_length = s.max_seq_length or model.config.block_size
         kept = usable_samples(splits["train"], self.max_length, s.long_samples, s.data_dir)
@@ -159,7 +160,7 @@ class Run:
 
     def _answer(self) -> str:
         """The model's answer to `eval_prompt`, up to its end-of-text token."""
-        prompt = get_style(self.meta["prompt_style"]).prompt(self.settings.eval_prompt)
+        prompt = get_style(self.prompt_style).prompt(self.settings.eval_prompt)
         ids = self.tokenizer.encode(prompt, bos=self.tokenizer.use_bos)
         self.gpt.eval()
         with self.fabric.autocast():
@@ -168,7 +169,7 @@ class Run:
         return self.tokenizer.decode(answer)
 
     def _save(self, path: Path) -> None:
-        facts = {"prompt_style": self.meta["prompt_style"], "base": base_identity(self.settings.checkpoint_dir)}
+        facts = {"prompt_style": self.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
         save_finetuned(path, self.gpt, self.method, facts)
 
     def _describe(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class Run:
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()},
             "method": describe(self.method),
             "base": base_identity(self.settings.checkpoint_dir),
-            "data": {key: self.meta.get(key) for key in ("tokenizer", "sources", "licence", "prompt_style")},
+            "data": {key: self.meta.get(key) for key in ("name", "tokenizer", "sources", "licence")},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

@@ -15,7 +15,7 @@ from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.finetune import duration
 from lit_gpt.settings import UserError, run
 
-ROWS = [{"instruction": f"Say word {n % 5}.", "input": "", "output": f"the word is {n % 5}"} for n in range(40)]
+ROWS = [{"instruction": f"Say word {n % 5}{' now' * (n % 3)}.", "input": "", "output": f"the word is {n % 5}"} for n in range(40)]
 
 
 def command(name: str, *argv: object) -> int:
@@ -32,7 +32,7 @@ def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rows"
 
 
-FLAGS = ["--precision", "32-true", "--batch_size", 8, "--micro_batch_size", 2, "--learning_rate", 0.01]
+FLAGS = ["--precision", "32-true", "--batch_size", 8, "--micro_batch_size", 2, "--learning_rate", 0.05]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def finished(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFact
     out = tmp_path_factory.mktemp("out") / "lora"
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", out, *FLAGS, "--max_steps", 12]
     every = ["--eval_interval", 5, "--save_interval", 5, "--log_interval", 2]
-    assert command("finetune lora", *flags, *every, "--lora_r", 4, "--lora_mlp", "true") == 0
+    assert command("finetune lora", *flags, *every, "--lora_r", 4, "--lora_head", "true") == 0
     return out
 
 
@@ -61,8 +61,8 @@ def test_run_leaves_everything_that_is_promised(finished: Path, checkpoint: Path
     assert tokens == sorted(tokens)
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads((finished / "run.json").read_text())
-    assert told["method"] == {"name": "lora", "lora_r": 4, "lora_mlp": True} | {
-        key: value for key, value in told["method"].items() if key not in ("name", "lora_r", "lora_mlp")
+    assert told["method"] == {"name": "lora", "lora_r": 4, "lora_head": True} | {
+        key: value for key, value in told["method"].items() if key not in ("name", "lora_r", "lora_head")
     }
     assert told["result"]["steps"] == 12
     assert told["result"]["val_loss"] < told["result"]["first_val_loss"]
@@ -94,7 +94,7 @@ def test_the_same_run_twice_is_the_same_to_the_bit(
     finished: Path, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", tmp_path, *FLAGS, "--max_steps", 12]
-    assert command("finetune lora", *flags, "--lora_r", 4, "--lora_mlp", "true", "--save_interval", 99) == 0
+    assert command("finetune lora", *flags, "--lora_r", 4, "--lora_head", "true", "--save_interval", 99) == 0
     first, second = read_finetuned(finished)["weights"], read_finetuned(tmp_path)["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
