@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.families import family
+from lit_gpt.families import catalogue, family
 from lit_gpt.files import read_json
 from lit_gpt.settings import UserError
 
@@ -54,6 +54,12 @@ class Config:
     """{"factor": f}: positions divided by f (arXiv 2306.15595); with `low_freq_factor` and so on: Llama 3.1's rule."""
 
     def __post_init__(self) -> None:
+        for name in ("block_size", "padded_vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} must be a whole number from 1 on, got {value!r}")
+        if self.head_size is None and self.n_embd % self.n_head:
+            raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         self.head_size = self.head_size or self.n_embd // self.n_head
         self.n_query_groups = self.n_query_groups or self.n_head
         if self.n_head % self.n_query_groups:
@@ -64,17 +70,23 @@ class Config:
         """Reads the `config.json` of a Hugging Face checkpoint, given as its dict or its path.
 
         Raises:
-            UserError: the file is missing or broken, a key is missing, or the `model_type` is not supported.
+            UserError: the file is missing or broken, a key is missing, or the model is one that ours cannot express.
         """
         hf = source if isinstance(source, dict) else read_json(source)
         place = "config.json" if isinstance(source, dict) else source
         if not isinstance(hf, dict) or "model_type" not in hf:
             raise UserError(f"{place}: no model_type; is this the config.json of a language model?")
-        module = family(hf["model_type"])
         try:
+            module = family(hf["model_type"])
+            if hf.get("quantization_config"):
+                raise UserError("quantization_config: these weights are quantised already; download the original model")
             return cls(family=module.__name__.rpartition(".")[2], **module.fields(hf))
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
         except KeyError as error:
             raise UserError(f"{place}: key {error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{place}: a value is of the wrong type ({error})") from error
 
     @classmethod
     def from_name(cls, name: str) -> "Config":
@@ -83,9 +95,7 @@ class Config:
         Raises:
             UserError: the catalogue has no such name; shows the nearest.
         """
-        from lit_gpt.families.catalogue import find
-
-        return cls.from_hf(find(name).config)
+        return cls.from_hf(catalogue.find(name).config)
 
     @classmethod
     def from_checkpoint(cls, checkpoint_dir: str | Path) -> "Config":

@@ -6,6 +6,7 @@ A family file is a translation table, without torch:
 - `fields(hf)`: the dict of a `config.json` -> the fields of `lit_gpt.config.Config`.
 - `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer.
   A tuple of names says that the tensor is fused: `split_grouped` takes it apart, `join_grouped` puts it together again.
+  Where exports of different years or sizes name a tensor differently, all its names lead to the same target.
 - `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
 
 Names, sizes and licences of well-known checkpoints are in `catalogue.py`.
@@ -19,6 +20,9 @@ from typing import Any
 from lit_gpt.settings import UserError
 
 NOT_FAMILIES = {"catalogue"}
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu")
+"""The nonlinearities that `lit_gpt.model` knows, by their Hugging Face names."""
 
 
 def families() -> dict[str, ModuleType]:
@@ -40,22 +44,55 @@ def family(model_type: str) -> ModuleType:
     return known[model_type]
 
 
-def rope_fields(hf: dict[str, Any], percentage: float = 1.0) -> dict[str, Any]:
-    """The fields about rotary embeddings: from `rope_theta`, `rope_scaling` or the newer `rope_parameters`."""
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"config.json: rope_scaling type '{kind}' is not supported; supported are linear and llama3")
-    base = rope.get("rope_theta") or hf.get("rope_theta") or hf.get("rotary_emb_base") or 10000.0
-    scaling = None
-    if kind == "linear":
-        scaling = {"factor": float(rope["factor"])}
-    elif kind == "llama3":
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        scaling = {name: float(rope[name]) for name in names}
+_SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""The kinds of rotary scaling that `lit_gpt.model` knows, and their settings."""
+
+
+def activation(hf: dict[str, Any], key: str, default: str) -> str:
+    """The name of the MLP's nonlinearity, which `config.json` has under `key`.
+
+    Raises:
+        UserError: the model does not know it.
+    """
+    name = hf.get(key) or default
+    if name not in ACTIVATIONS:
+        raise UserError(f"{key} '{name}' is not supported; supported are {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def rope_fields(hf: dict[str, Any], percentage: float | None = None) -> dict[str, Any]:
+    """The fields about rotary embeddings: from `rope_theta`, `rope_scaling` or the newer `rope_parameters`.
+
+    LongChat's first release said `rope_condense_ratio` for linear scaling.
+
+    Args:
+        hf: the dict of a `config.json`.
+        percentage: share of a head that is rotated unless `rope_parameters` knows better. None: the family rotates
+            whole heads.
+
+    Raises:
+        UserError: a kind of scaling that the model does not know, or a share in a family that has none.
+    """
+    rope = hf.get("rope_scaling") or {}
+    if "rope_condense_ratio" in hf and not rope:
+        rope = {"type": "linear", "factor": hf["rope_condense_ratio"]}
+    if not isinstance(rope, dict):
+        rope = {"type": rope}
+    rope = {**rope, **(hf.get("rope_parameters") or {})}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in _SCALINGS:
+        raise UserError(f"rope_scaling type '{kind}' is not supported; supported are linear and llama3")
+    scaling = {name: float(rope[name]) for name in _SCALINGS[kind]} or None
+    share = rope.get("partial_rotary_factor", percentage or hf.get("partial_rotary_factor"))
+    if percentage is None and share not in (None, 1):
+        raise UserError(f"partial_rotary_factor {share} is not supported in a {hf['model_type']} model")
     return {
-        "rope_base": float(base),
-        "rope_percentage": float(rope.get("partial_rotary_factor", percentage)),
+        "rope_base": float(rope.get("rope_theta") or hf.get("rotary_emb_base") or hf.get("rope_theta") or 10000),
+        "rope_percentage": float(share or 1),
         "rope_scaling": scaling,
     }
 

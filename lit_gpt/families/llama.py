@@ -5,7 +5,7 @@ Sources: arXiv 2302.13971, arXiv 2307.09288; weight names as in `transformers`' 
 
 from typing import Any
 
-from lit_gpt.families import rope_fields
+from lit_gpt.families import activation, rope_fields
 
 MODEL_TYPES = ("llama",)
 
@@ -34,7 +34,8 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
     """The `config.json` of a Llama checkpoint -> fields of `Config`."""
     attention_bias = bool(hf.get("attention_bias", False))
     return {
-        "block_size": hf.get("max_position_embeddings", 2048),
+        # models with condensed rotary embeddings may keep the base's length in max_position_embeddings
+        "block_size": max(hf.get("max_position_embeddings") or 2048, hf.get("max_sequence_length") or 0),
         "padded_vocab_size": hf.get("vocab_size", 32000),
         "n_layer": hf["num_hidden_layers"],
         "n_head": hf["num_attention_heads"],
@@ -45,7 +46,7 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
         "norm": "rms",
         "norm_eps": hf.get("rms_norm_eps", 1e-6),
         "mlp": "gated",
-        "activation": hf.get("hidden_act", "silu"),
+        "activation": activation(hf, "hidden_act", "silu"),
         "qkv_bias": attention_bias,
         "out_bias": attention_bias,
         "mlp_bias": bool(hf.get("mlp_bias", False)),
