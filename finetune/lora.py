@@ -1,4 +1,4 @@
-"""Finetune a model with LoRA: low-rank updates of the attention's query and value projections (arXiv 2106.09685).
+r"""Finetune a model with LoRA: low-rank updates of the attention's query and value projections (arXiv 2106.09685).
 
     python finetune/lora.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \
         --data_dir data/alpaca --out_dir out/lora/alpaca --precision bf16-true

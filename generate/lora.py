@@ -1,4 +1,4 @@
-"""Answer an instruction with a model that was finetuned with LoRA; its settings are read from the file.
+r"""Answer an instruction with a model that was finetuned with LoRA; its settings are read from the file.
 
     python generate/lora.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \
         --lora_path out/lora/alpaca/lit_model_lora_finetuned.pth --prompt "how do you make pizza?"

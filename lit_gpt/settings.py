@@ -36,9 +36,9 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
     def _get_default_metavar_for_optional(self, action: Any) -> str:
         kind = self._get_type_str(action) or ""
-        if choices := re.findall(r"'([\w.-]+)'", kind):
+        if kind != "<class 'Path'>" and (choices := re.findall(r"'([\w.-]+)'", kind)):
             return "{" + ",".join(choices) + "}"
-        return re.sub(r"Optional\[(.*)\]|<class '(.*)'>", r"\1\2", kind).upper() or "FILE"
+        return re.sub(r"<class '(.*)'>", r"\1", kind).removesuffix(" | null").removesuffix(" | None").upper() or "FILE"
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -76,7 +76,8 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
         UserError: unknown flag or key, wrong type, missing required flag, or whatever a `__post_init__` refuses.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(prog=prog, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
+    usage = f"python {prog} [flags]" if prog.endswith(".py") else f"{prog} [flags]"
+    parser = _Parser(prog, usage=usage, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.add_argument(
         "--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of these settings; flags win"
     )
