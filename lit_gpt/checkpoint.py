@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.files import atomic, read_json
 from lit_gpt.methods import Method, describe, restore, trainable_state
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, meta_gpt
 from lit_gpt.settings import UserError
 
 DTYPES = {
@@ -54,8 +54,7 @@ def load_gpt(
     folder = Path(checkpoint_dir)
     config = Config.from_checkpoint(folder)
     state = load_file(folder / "lit_model.pth", "convert the checkpoint first (scripts/convert_hf_checkpoint.py)")
-    with torch.device("meta"):
-        model = GPT(config)
+    model = meta_gpt(config)
     if config.tie_embeddings:
         state.setdefault("lm_head.weight", state.get("wte.weight"))
     for name in state:  # one at a time: the copy on the device is the only one

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_gpt.model import GPT, KVCache
+from lit_gpt.attention import KVCache
+from lit_gpt.model import GPT
 from lit_gpt.settings import UserError
 
 

@@ -40,7 +40,11 @@ class Finetune:
     batch_size: int = 128
     """Samples of one step."""
     micro_batch_size: int = 4
-    """Samples that are on the device at once."""
+    """Samples of an iter, and of a forward pass when they are padded (--pack_length 0)."""
+    pack_length: int = 2048
+    """Tokens of a forward pass: as many samples as fit, one after the other; 0: pad micro-batches instead."""
+    share_prefix: bool = True
+    """Compute tokens that samples have in common, such as the prompt template, once per pack."""
     max_iters: int | None = None
     """End after this many micro-batches; unset: 50000, unless another limit is given."""
     max_steps: int | None = None

@@ -5,15 +5,16 @@ D channels of a head, V vocabulary, N chosen positions. A name like `q_BHTD` say
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from lit_gpt.attention import Attend, KVCache, Pack, causal
 from lit_gpt.config import Config
-
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_BHTD, k_BGTD, v_BGTD) -> y_BHTD: who may look at whom. Causal by default; a cache brings its own."""
+from lit_gpt.loss import head_loss
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -29,7 +30,7 @@ class GPT(nn.Module):
     """A decoder-only transformer with rotary positions.
 
     The parameters are uninitialised values or what a checkpoint brings: this toolkit finetunes.
-    Build it under `torch.device("meta")` to have the shapes without the memory.
+    `meta_gpt` has the shapes without the memory.
     """
 
     def __init__(self, config: Config) -> None:
@@ -51,8 +52,7 @@ class GPT(nn.Module):
         idx_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        cache: "KVCache | None" = None,
-        attend: Attend | None = None,
+        cache: KVCache | None = None,
         at_BT: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token after every token.
@@ -62,22 +62,56 @@ class GPT(nn.Module):
             positions_BT: place of each token in its sequence, (B, T) or (1, T); by default the T places after what the
                 cache holds, from 0 without a cache. Rows may stand at different places.
             cache: keys and values of earlier calls; those of this call are added to it.
-            attend: replaces causal attention (a cache brings its own).
             at_BT: bool; computes the logits at these positions only.
 
         Returns:
             (B, T, V), or (N, V) with `at_BT`.
         """
+        attend = causal
         if cache is not None:
             positions_BT, attend = cache.begin(idx_BT, positions_BT), cache.attend
-        elif positions_BT is None:
+        x_BTC = self.hidden(idx_BT, positions_BT, attend)
+        return self.lm_head(self.norm(x_BTC if at_BT is None else x_BTC[at_BT]))
+
+    def hidden(self, idx_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+        """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default."""
+        if positions_BT is None:
             positions_BT = torch.arange(idx_BT.size(1), device=idx_BT.device)[None]
         x_BTC = self.wte(idx_BT)
         rope = rope_tables(self.config, positions_BT, x_BTC.dtype)
         for block in self.blocks:
-            x_BTC = block(x_BTC, rope, attend or causal)
-        x = x_BTC if at_BT is None else x_BTC[at_BT]
-        return self.lm_head(self.norm(x))
+            x_BTC = block(x_BTC, rope, attend)
+        return x_BTC
+
+    def loss_sum(
+        self, idx_BT: Tensor, pack: Pack | None, places_N: Tensor, labels_N: Tensor, weights_N: Tensor | None = None
+    ) -> Tensor:
+        """Sum of the weighted cross-entropies, in nats, of the labels at N places.
+
+        Args:
+            pack: how the one row is made up; None: rows are sequences.
+            places_N: where, counted through the rows of `idx_BT`.
+        """
+        if pack is None:
+            x_BTC = self.hidden(idx_BT)
+        else:
+            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend)
+        x_NC = self.norm(x_BTC.flatten(0, 1).index_select(0, places_N))
+        return head_loss(self.lm_head, x_NC, labels_N, weights_N)
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out the random values that a new layer would get."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if getattr(func, "__module__", None) == "torch.nn.init" else func(*args, **kwargs)
+
+
+def meta_gpt(config: Config) -> GPT:
+    """The model on the meta device: shapes only. Drawing its values there would cost seconds, and be for nothing."""
+    with torch.device("meta"), _NoValues():
+        return GPT(config)
 
 
 class Block(nn.Module):
@@ -186,60 +220,3 @@ def rotate(x_BHTD: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
     first, second = head.chunk(2, dim=-1)
     rotated = head * cos_B1TR + torch.cat((-second, first), dim=-1) * sin_B1TR
     return rotated if tail.size(-1) == 0 else torch.cat((rotated, tail), dim=-1)
-
-
-def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
-    """Every token attends to itself and to all before it; G heads serve H. See `Attend`."""
-    return F.scaled_dot_product_attention(
-        q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=q_BHTD.size(1) != k_BGTD.size(1)
-    )
-
-
-class KVCache:
-    """Keys and values of the tokens so far, one allocation of exactly the size that is asked for.
-
-    Rows of a batch may have different lengths: a row's slot is its token's position, and a query sees the slots up to
-    its own position, so what lies behind (padding of a shorter prompt) is never seen before it is overwritten.
-
-    Args:
-        length: slots per row, in tokens: prompt and everything to be generated.
-    """
-
-    def __init__(
-        self, config: Config, batch_size: int, length: int, device: torch.device | str, dtype: torch.dtype
-    ) -> None:
-        shape = (2, config.n_layer, batch_size, config.n_query_groups, length, config.head_size)
-        self.k_LBGSD, self.v_LBGSD = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0
-        """Slots that are filled in every row, while all rows move together."""
-        self.positions_BT: Tensor | None = None
-
-    def begin(self, idx_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        """Prepares a call of the model with these tokens; returns the positions that they take."""
-        self.start, self.positions_BT = self.used, positions_BT
-        self.used += idx_BT.size(1)
-        if positions_BT is None:
-            return torch.arange(self.start, self.used, device=idx_BT.device)[None]
-        return positions_BT
-
-    def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
-        """Stores this call's keys and values and attends to all that are visible. See `Attend`."""
-        keys, values = self.k_LBGSD[layer], self.v_LBGSD[layer]
-        gqa = q_BHTD.size(1) != k_BGTD.size(1)
-        if self.positions_BT is not None:
-            rows = torch.arange(keys.size(0), device=keys.device)[:, None]
-            keys[rows, :, self.positions_BT] = k_BGTD.transpose(1, 2).to(keys.dtype)
-            values[rows, :, self.positions_BT] = v_BGTD.transpose(1, 2).to(values.dtype)
-            mask = torch.arange(keys.size(2), device=keys.device) <= self.positions_BT[:, None, :, None]
-            return F.scaled_dot_product_attention(q_BHTD, keys, values, attn_mask=mask, enable_gqa=gqa)
-        end = self.start + q_BHTD.size(2)
-        keys[:, :, self.start : end], values[:, :, self.start : end] = k_BGTD, v_BGTD
-        if self.start == 0:
-            return causal(layer, q_BHTD, k_BGTD, v_BGTD)
-        mask = None
-        if q_BHTD.size(2) > 1:
-            seen = torch.arange(self.start, end, device=keys.device)[:, None]
-            mask = torch.arange(end, device=keys.device) <= seen
-        return F.scaled_dot_product_attention(
-            q_BHTD, keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=gqa
-        )

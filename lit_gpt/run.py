@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.checkpoint import base_identity, save_finetuned
-from lit_gpt.data.batches import Batches, validation_batches
+from lit_gpt.data.batches import Batches, Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.decode import complete
 from lit_gpt.files import write_json
@@ -56,10 +56,10 @@ class Run:
         s = settings
         self.max_length = s.max_seq_length or model.config.block_size
         kept = usable_samples(splits["train"], self.max_length, s.long_samples, s.data_dir)
-        self.batches = Batches(splits["train"], kept, s.batch_size, s.micro_batch_size, self.max_length, s.seed)
-        self.validation = validation_batches(
-            splits["test"], s.eval_iters * s.micro_batch_size, s.micro_batch_size, self.max_length
-        )
+        layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, self.max_length)
+        self.batches = Batches(splits["train"], kept, s.batch_size, layout, s.seed)
+        fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
+        self.validation = layout.batches(splits["test"], list(fixed))
         self.steps, self.samples = plan_length(s, self.batches)
         default_warmup = min(100, max(1, self.steps // 10))
         self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
@@ -67,6 +67,7 @@ class Run:
         fused = s.precision != "16-mixed"  # a fused AdamW unscales gradients itself, and could then not clip them
         optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, weight_decay=s.weight_decay, fused=fused)
         self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.model.mark_forward_method("loss_sum")
         self.iters_done = self.tokens_done = 0
         self.val_loss: float | None = None
         self.log = RunLog(s.out_dir, s.loggers, {**asdict(s), **describe(method)}, self.steps)

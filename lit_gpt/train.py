@@ -1,7 +1,7 @@
 """The one training loop.
 
 The loss of a step is the sum of the cross-entropies of its supervised tokens divided by their number, however the
-samples are spread over micro-batches: gradients of 8 x 1 equal those of 1 x 8.
+samples are spread over batches: gradients of 8 x 1 equal those of 1 x 8, and packed ones equal padded ones.
 """
 
 import math
@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lit_gpt.data.batches import IGNORE, Batches, MicroBatch
+from lit_gpt.data.batches import Batch, Batches
 from lit_gpt.model import GPT
 from lit_gpt.settings import UserError
 
@@ -20,12 +19,9 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-def loss_sum(model: GPT, batch: MicroBatch) -> Tensor:
-    """Sum of the cross-entropies, in nats, of a micro-batch's supervised positions; the head runs on no other."""
-    at_BT = batch.labels_BT != IGNORE
-    logits_NV = model(batch.idx_BT, at_BT=at_BT)
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    return F.cross_entropy(logits_NV, batch.labels_BT[at_BT], reduction="sum")
+def loss_sum(model: GPT, batch: Batch) -> Tensor:
+    """Sum of the cross-entropies, in nats, of a batch's supervised tokens."""
+    return model.loss_sum(batch.idx_BT, batch.pack, batch.places_N, batch.labels_N, batch.weights_N)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float) -> float:
@@ -65,10 +61,10 @@ def train(
         rate = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        micro_batches = batches.step(step, samples)
-        targets = sum(batch.targets for batch in micro_batches)
+        parts = batches.step(step, samples)
+        targets = sum(batch.targets for batch in parts)
         loss = torch.zeros((), device=fabric.device, dtype=torch.float64)
-        for batch in micro_batches:
+        for batch in parts:
             part = loss_sum(model, batch.to(fabric.device)) / targets
             fabric.backward(part)
             loss += part.detach()
@@ -76,13 +72,13 @@ def train(
             fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
-        if after_step(step + 1, loss, sum(batch.tokens for batch in micro_batches), rate):
+        if after_step(step + 1, loss, sum(batch.tokens for batch in parts), rate):
             return step + 1
     return steps
 
 
 @torch.no_grad()
-def validate(model: GPT, batches: Iterable[MicroBatch], device: torch.device) -> float:
+def validate(model: GPT, batches: Iterable[Batch], device: torch.device) -> float:
     """Mean cross-entropy, in nats, over the supervised tokens of the batches, in evaluation mode.
 
     Raises:

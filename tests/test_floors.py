@@ -10,12 +10,13 @@ FLOORS = [
     {"settings", "files"},
     {"families"},
     {"config", "prompts", "tokenizer"},
+    {"attention", "loss"},
     {"model"},
     {"methods", "hub"},
     {"checkpoint", "convert", "data", "decode"},
     {"train", "runlog"},
     {"run"},
-    {"generate", "finetune", "evaluate"},
+    {"generate", "finetune", "harness", "evaluate"},
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "scripts", "eval"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.data.batches import IGNORE, Batches, collate, validation_batches
+from lit_gpt.data.batches import Batches, Layout
 from lit_gpt.settings import UserError
 from lit_gpt.train import learning_rate, loss_sum, train, validate
 
@@ -71,26 +71,21 @@ def plain_loss(model: GPT, data: Samples, samples: list[int]) -> torch.Tensor:
 
 def step_gradients(model: GPT, data: Samples, batch: int, micro: int) -> dict[str, torch.Tensor]:
     model = copy.deepcopy(model)
-    batches = Batches(data, list(range(len(data))), batch, micro, 32, seed=3)
-    micro_batches = batches.step(0)
-    targets = sum(b.targets for b in micro_batches)
-    for b in micro_batches:
-        (loss_sum(model, b) / targets).backward()
+    parts = Batches(data, list(range(len(data))), batch, Layout(micro), seed=3).step(0)
+    targets = sum(part.targets for part in parts)
+    for part in parts:
+        (loss_sum(model, part) / targets).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
 def test_loss_is_the_mean_over_supervised_tokens_and_padding_plays_no_part(model: GPT) -> None:
     data = Samples(8)
-    batch = collate(data, list(range(8)), 32)
+    (batch,) = Layout(8).batches(data, list(range(8)))
     assert torch.isclose(
         loss_sum(model, batch).double() / batch.targets, plain_loss(model, data, list(range(8))), atol=1e-6
     )
     assert batch.tokens == int(data.lengths.sum())
-    assert (
-        batch.targets
-        == int((batch.labels_BT != IGNORE).sum())
-        == sum(int(data.supervised(i)[1:].sum()) for i in range(8))
-    )
+    assert batch.targets == len(batch.labels_N) == sum(int(data.supervised(i)[1:].sum()) for i in range(8))
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
@@ -103,36 +98,39 @@ def test_gradients_do_not_depend_on_the_micro_batch(model: GPT, micro: int) -> N
 
 def test_every_epoch_reads_every_sample_once_and_the_longest_comes_first() -> None:
     data = Samples(23)
-    batches = Batches(data, list(range(23)), 8, 4, 32, seed=5)
+    batches = Batches(data, list(range(23)), 8, Layout(4), seed=5)
     stream = [i for step in range(12) for i in batches.step_samples(step)]
     assert int(data.lengths[stream[0]]) == int(data.lengths.max())
+    assert batches.step(0)[0].samples[0] == stream[0]
     drawn = [i for step in range(batches.steps(4)) for i in batches.step_samples(step, limit=4 * 23)]
     assert batches.steps(4) == 12
     assert len(drawn) == 92
     assert all(drawn.count(i) == 4 for i in range(23))
     first = [i for step in range(3) for i in batches.step_samples(step)][:24]
     assert len(set(first)) == 23  # 23 different ones, then the first of the next epoch
-    again = Batches(data, list(range(23)), 8, 4, 32, seed=5)
+    again = Batches(data, list(range(23)), 8, Layout(4), seed=5)
     assert again.step_samples(7) == batches.step_samples(7)  # a function of the step alone
-    other = Batches(data, list(range(23)), 8, 4, 32, seed=6)
+    other = Batches(data, list(range(23)), 8, Layout(4), seed=6)
     assert [other.step_samples(s) for s in range(3)] != [batches.step_samples(s) for s in range(3)]
     assert batches._shuffled(0) != batches._shuffled(1)
 
 
 def test_truncation_keeps_the_last_token() -> None:
     data = Samples(3, shortest=10, longest=14)
-    batch = collate(data, [0, 1, 2], max_length=6)
+    (batch,) = Layout(3, max_length=6).batches(data, [0, 1, 2])
     assert batch.tokens == 18
-    assert torch.equal(batch.idx_BT[0], data.ids(0)[:5])
-    assert int(batch.labels_BT[0, -1]) == int(data.ids(0)[-1])
+    for row, i in enumerate(batch.samples):
+        assert torch.equal(batch.idx_BT[row], data.ids(i)[:5])
+        (last,) = batch.labels_N[batch.places_N == row * 5 + 4].tolist()
+        assert last == int(data.ids(i)[-1])
 
 
 def test_validation_is_the_same_every_time_and_leaves_the_mode_alone(model: GPT) -> None:
     data = Samples(10)
-    fixed = validation_batches(data, 7, 2, 32)
+    fixed = Layout(2).batches(data, list(range(7)))
     assert [b.idx_BT.size(0) for b in fixed] == [2, 2, 2, 1]
     loss = validate(model.train(), fixed, torch.device("cpu"))
-    assert loss == validate(model, validation_batches(data, 7, 2, 32), torch.device("cpu"))
+    assert loss == validate(model, Layout(2).batches(data, list(range(7))), torch.device("cpu"))
     assert loss == pytest.approx(float(plain_loss(model, data, list(range(7)))), rel=1e-6)
     assert model.training
 
@@ -150,7 +148,7 @@ def test_loop_is_plain_gradient_descent_on_the_batches(model: GPT) -> None:
     """Five steps of the loop equal five steps written out."""
     data, seen = Samples(12), []
     other = copy.deepcopy(model)
-    batches = Batches(data, list(range(12)), 4, 2, 32, seed=1)
+    batches = Batches(data, list(range(12)), 4, Layout(2), seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def after_step(step: int, loss: torch.Tensor, tokens: int, rate: float) -> bool:
@@ -176,7 +174,7 @@ def test_loop_is_plain_gradient_descent_on_the_batches(model: GPT) -> None:
 
 
 def test_after_step_can_stop_the_run(model: GPT) -> None:
-    batches = Batches(Samples(12), list(range(12)), 4, 2, 32, seed=1)
+    batches = Batches(Samples(12), list(range(12)), 4, Layout(2), seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     options = {"steps": 9, "samples": 36, "schedule": lambda n: 0.1, "max_norm": None}
     assert train(PlainFabric(), model, optimizer, batches, after_step=lambda step, *_: step == 2, **options) == 2
@@ -186,4 +184,4 @@ def test_no_supervised_token_to_validate_on(model: GPT) -> None:
     data = Samples(2)
     data.supervised = lambda i: torch.zeros(len(data.ids(i)), dtype=torch.bool)
     with pytest.raises(UserError, match="no supervised token"):
-        validate(model, validation_batches(data, 2, 2, 32), torch.device("cpu"))
+        validate(model, Layout(2).batches(data, [0, 1]), torch.device("cpu"))

@@ -2,91 +2,207 @@
 
 The samples of step s are a function of the seed and of s alone, so that a run can be continued or repeated anywhere:
 the data set is shuffled anew for every epoch and read without replacement, `batch_size` samples per step.
+
+A step's loss is a sum over its supervised tokens, so its samples may be ordered, padded or packed in any way. Packed,
+they stand one after the other in rows of about `pack_length` tokens without padding, and tokens that samples of a pack
+have in common at their beginning (a prompt template) stand there once.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lit_gpt.attention import Pack
 
 if TYPE_CHECKING:
     from lit_gpt.data.dataset import TokenDataset
 
-IGNORE = -1
-"""Label of a position that no loss is asked of."""
-
 
 @dataclass
-class MicroBatch:
-    """Samples of one forward pass, padded at the end to the longest.
+class Batch:
+    """The tokens of one forward pass and what is asked of it.
 
-    idx_BT: token ids; labels_BT: the token that follows each, `IGNORE` where it is not supervised.
+    A target is a pair of a place and the token that is to be predicted there; places count through the rows of
+    `idx_BT`. Where samples share tokens, a pair that several of them have stands once with their number as weight.
     """
 
     idx_BT: Tensor
-    labels_BT: Tensor
+    pack: Pack | None
+    """How the row is made up; None: every row is one sample, padded at its end."""
+    places_N: Tensor
+    labels_N: Tensor
+    weights_N: Tensor | None
+    """None: every target counts once."""
     targets: int
-    """Supervised positions."""
+    """Supervised tokens: the sum of the weights."""
     tokens: int
-    """Real tokens of the samples: no padding, the last one included."""
+    """Real tokens of the samples: no padding, all that is shared counted for each, the last one included."""
+    samples: list[int]
 
-    def to(self, device: torch.device) -> "MicroBatch":
-        """The same on a device; the copy does not wait when the memory is pinned."""
-        if device.type == "cuda":
-            self.idx_BT, self.labels_BT = self.idx_BT.pin_memory(), self.labels_BT.pin_memory()
-        move = {"device": device, "non_blocking": True}
-        return MicroBatch(self.idx_BT.to(**move), self.labels_BT.to(**move), self.targets, self.tokens)
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device; on a GPU the copy does not wait."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            if x is None or device.type == "cpu":
+                return x
+            return x.pin_memory().to(device, non_blocking=True)
+
+        pack = self.pack and Pack(self.pack.lengths, self.pack.parents, device)
+        tensors = (move(self.places_N), move(self.labels_N), move(self.weights_N))
+        return Batch(move(self.idx_BT), pack, *tensors, self.targets, self.tokens, self.samples)
 
 
-def collate(dataset: "TokenDataset", samples: list[int], max_length: int) -> MicroBatch:
-    """Pads samples into one batch; one that is longer than `max_length` keeps its first tokens and its last (EOS)."""
-    pairs = [(dataset.ids(i), dataset.supervised(i)) for i in samples]
-    pairs = [(_cut(ids, max_length), _cut(on, max_length)) for ids, on in pairs]
-    longest = max(len(ids) for ids, _ in pairs)
-    idx_BT = torch.zeros(len(pairs), longest - 1, dtype=torch.int64)
-    labels_BT = torch.full_like(idx_BT, IGNORE)
-    for row, (ids, on) in enumerate(pairs):
+Sample = tuple[int, np.ndarray, np.ndarray]
+"""Its index, its ids, and which of them are supervised."""
+
+
+def read(dataset: "TokenDataset", samples: list[int], max_length: int) -> list[Sample]:
+    """Reads samples; one that is longer than `max_length` keeps its first tokens and its last, the end of the text."""
+
+    def cut(x: Tensor) -> np.ndarray:
+        return (x if len(x) <= max_length else torch.cat((x[: max_length - 1], x[-1:]))).numpy()
+
+    return [(i, cut(dataset.ids(i)), cut(dataset.supervised(i))) for i in samples]
+
+
+def pad(samples: list[Sample]) -> Batch:
+    """One sample per row, padded to the longest."""
+    width = max(len(ids) for _, ids, _ in samples) - 1  # nothing follows the last token: it is a label only
+    idx_BT = np.zeros((len(samples), width), dtype=np.int64)
+    places, labels = [], []
+    for row, (_, ids, on) in enumerate(samples):
         idx_BT[row, : len(ids) - 1] = ids[:-1]
-        labels_BT[row, : len(ids) - 1] = torch.where(on[1:], ids[1:], IGNORE)
-    tokens = sum(len(ids) for ids, _ in pairs)
-    return MicroBatch(idx_BT, labels_BT, int((labels_BT != IGNORE).sum()), tokens)
+        targets = np.flatnonzero(on[1:])
+        places.append(row * width + targets)
+        labels.append(ids[1:][targets])
+    places_N, labels_N = (torch.from_numpy(np.concatenate(x)) for x in (places, labels))
+    tokens = sum(len(ids) for _, ids, _ in samples)
+    indices = [i for i, _, _ in samples]
+    return Batch(torch.from_numpy(idx_BT), None, places_N, labels_N, None, len(labels_N), tokens, indices)
 
 
-def collate_all(dataset: "TokenDataset", samples: list[int], size: int, max_length: int) -> list[MicroBatch]:
-    """Samples in the given order as micro-batches of `size`."""
-    return [collate(dataset, samples[first : first + size], max_length) for first in range(0, len(samples), size)]
+def pack(groups: list[tuple[int, list[Sample]]]) -> Batch:
+    """All samples in one row. A group is (number of leading tokens that its samples share, samples)."""
+    row: list[np.ndarray] = []
+    parents: list[int | None] = []
+    counts: dict[tuple[int, int], int] = defaultdict(int)
+    width = tokens = 0
+
+    def lay(piece: np.ndarray, parent: int | None) -> int:
+        nonlocal width
+        row.append(piece)
+        parents.append(parent)
+        width += len(piece)
+        return width - len(piece)
+
+    for shared, samples in groups:
+        parent = None
+        if shared:
+            parent = len(row)
+            common = lay(samples[0][1][:shared], None)
+        for _, ids, on in samples:
+            own = lay(ids[shared:-1], parent) if len(ids) - 1 > shared else 0
+            for j in np.flatnonzero(on[1:]).tolist():
+                counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
+            tokens += len(ids)
+    places_N, labels_N = (
+        torch.tensor(x, dtype=torch.int64) for x in (zip(*counts, strict=True) if counts else ([], []))
+    )
+    weights = torch.tensor(list(counts.values()), dtype=torch.float32)
+    weights_N = weights if any(n != 1 for n in counts.values()) else None
+    idx_BT = torch.from_numpy(np.concatenate(row))[None]
+    layout = Pack([len(piece) for piece in row], parents, torch.device("cpu"))
+    indices = [i for _, samples in groups for i, _, _ in samples]
+    return Batch(idx_BT, layout, places_N, labels_N, weights_N, sum(counts.values()), tokens, indices)
 
 
-def _cut(x_T: Tensor, max_length: int) -> Tensor:
-    return x_T if len(x_T) <= max_length else torch.cat((x_T[: max_length - 1], x_T[-1:]))
+def share_prefixes(samples: list[Sample], depth: int = 0) -> list[tuple[int, list[Sample]]]:
+    """Divides samples into groups (shared leading tokens, samples) such that the most tokens are saved.
+
+    Walks down the tree of prefixes: a node either lets all its samples share what they have in common, which saves
+    that once for every sample but one, or leaves it to its branches, whichever saves more.
+    """
+    if len(samples) < 2:
+        return [(0, samples)]
+    shortest = min(len(ids) for _, ids, _ in samples) - 1  # a sample keeps at least the token that predicts its last
+    first = samples[0][1]
+    while depth < shortest and all(ids[depth] == first[depth] for _, ids, _ in samples):
+        depth += 1
+    branches: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        branches[int(sample[1][depth]) if depth < shortest else -1].append(sample)
+    if len(branches) == 1:
+        return [(depth, samples)]
+    below = [group for branch in branches.values() for group in share_prefixes(branch, depth)]
+    saved = sum(shared * (len(members) - 1) for shared, members in below)
+    if saved > depth * (len(samples) - 1):
+        return below
+    return [(depth, samples)]
+
+
+def fill_packs(groups: list[tuple[int, list[Sample]]], pack_length: int) -> list[list[tuple[int, list[Sample]]]]:
+    """Distributes groups over packs by first fit, longest samples first; a sample that is longer has its own pack.
+
+    A group may be spread over several packs; each of them then holds its shared tokens.
+    """
+    packs: list[dict[int, list[Sample]]] = []
+    room: list[int] = []
+    items = [(len(sample[1]) - 1, g, sample) for g, (_, members) in enumerate(groups) for sample in members]
+    for length, g, sample in sorted(items, key=lambda item: -item[0]):
+        shared = groups[g][0]
+        costs = (length - shared if g in held else length for held in packs)
+        place = next((p for p, cost in enumerate(costs) if cost <= room[p]), None)
+        if place is None:
+            place = len(packs)
+            packs.append({})
+            room.append(pack_length)
+        room[place] -= length - shared if g in packs[place] else length
+        packs[place].setdefault(g, []).append(sample)
+    return [[(groups[g][0] if len(held) > 1 else 0, held) for g, held in found.items()] for found in packs]
+
+
+@dataclass
+class Layout:
+    """How samples become batches."""
+
+    micro_batch_size: int = 4
+    """Samples of a padded batch."""
+    pack_length: int = 0
+    """Tokens of a packed row; 0: pad instead."""
+    share: bool = True
+    """Shared leading tokens stand once in a pack."""
+    max_length: int = 1 << 30
+    """Longer samples are cut; see `read`."""
+
+    def batches(self, dataset: "TokenDataset", samples: list[int]) -> list[Batch]:
+        """The samples as batches, the longest sample in the first: running out of memory shows at once."""
+        ordered = sorted(samples, key=lambda i: -int(dataset.lengths[i]))
+        rows = read(dataset, ordered, self.max_length)
+        if not self.pack_length:
+            return [
+                pad(rows[first : first + self.micro_batch_size]) for first in range(0, len(rows), self.micro_batch_size)
+            ]
+        groups = share_prefixes(rows) if self.share else [(0, [row]) for row in rows]
+        return [pack(groups) for groups in fill_packs(groups, self.pack_length)]
 
 
 class Batches:
-    """The training samples as steps of micro-batches.
+    """The training samples as steps of batches.
 
-    Within a step the samples are ordered by length, longest first: the step's loss is a sum over its tokens, so the
-    order is free, and similar lengths need little padding. The first step holds the longest sample of all, so that
-    running out of memory shows at once.
+    The first step holds the longest sample of all, so that running out of memory shows at once.
 
     Args:
         samples: indices into the data set to be used.
         batch_size: samples of one step.
-        micro_batch_size: samples of one forward pass.
-        max_length: tokens; see `collate`.
     """
 
-    def __init__(
-        self,
-        dataset: "TokenDataset",
-        samples: list[int],
-        batch_size: int,
-        micro_batch_size: int,
-        max_length: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, dataset: "TokenDataset", samples: list[int], batch_size: int, layout: Layout, seed: int) -> None:
         self.dataset, self.samples, self.seed = dataset, samples, seed
-        self.batch_size, self.micro_batch_size, self.max_length = batch_size, micro_batch_size, max_length
+        self.batch_size, self.layout = batch_size, layout
         self._order: tuple[int, list[int]] = (-1, [])
 
     def steps(self, epochs: int) -> int:
@@ -94,16 +210,15 @@ class Batches:
         return -(-epochs * len(self.samples) // self.batch_size)
 
     def step_samples(self, step: int, limit: int | None = None) -> list[int]:
-        """The samples of a step, longest first; `limit` is the number of samples of the whole run."""
+        """The samples of a step; `limit` is the number of samples of the whole run."""
         first = step * self.batch_size
         last = min(first + self.batch_size, limit) if limit is not None else first + self.batch_size
         n = len(self.samples)
-        chosen = [self._shuffled(place // n)[place % n] for place in range(first, last)]
-        return sorted(chosen, key=lambda i: -int(self.dataset.lengths[i]))
+        return [self._shuffled(place // n)[place % n] for place in range(first, last)]
 
-    def step(self, step: int, limit: int | None = None) -> list[MicroBatch]:
-        """The micro-batches of a step."""
-        return collate_all(self.dataset, self.step_samples(step, limit), self.micro_batch_size, self.max_length)
+    def step(self, step: int, limit: int | None = None) -> list[Batch]:
+        """The batches of a step."""
+        return self.layout.batches(self.dataset, self.step_samples(step, limit))
 
     def _shuffled(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -114,9 +229,3 @@ class Batches:
                 order[0], order[longest] = order[longest], order[0]
             self._order = (epoch, order)
         return self._order[1]
-
-
-def validation_batches(dataset: "TokenDataset", count: int, micro_batch_size: int, max_length: int) -> list[MicroBatch]:
-    """The first `count` samples of a split as micro-batches of similar lengths: the same ones at every validation."""
-    chosen = sorted(range(min(count, len(dataset))), key=lambda i: -int(dataset.lengths[i]))
-    return collate_all(dataset, chosen, micro_batch_size, max_length)

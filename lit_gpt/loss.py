@@ -1,0 +1,95 @@
+"""Cross-entropy of the head's logits without ever holding the logits of a whole batch.
+
+Full logits are the largest tensor of a training step: 2,048 tokens x 128,000 words in float32 are 1 GB, and as much
+again for their gradient. Here the head runs on a few rows at a time, and where the head is frozen the gradient with
+respect to its input is formed in the same pass (as in arXiv 2410.10989), so that nothing else is kept.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 64_000_000
+"""Bytes of the float32 logits of a chunk."""
+
+
+def head_loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
+    """Sum over N of weight * cross-entropy, in nats, of head(x) against the labels; a scalar of at least float32."""
+    rows = max(1, CHUNK_BYTES // (4 * head_rows(head)))
+    if type(head) is nn.Linear and not head.weight.requires_grad:
+        return _FrozenHeadLoss.apply(x_NC, head.weight, head.bias, labels_N, weights_N, rows)
+    parts = []
+    for chunk in zip(*_split(rows, x_NC, labels_N, weights_N), strict=True):
+        parts.append(
+            checkpoint(_loss, head, *chunk, use_reentrant=False) if torch.is_grad_enabled() else _loss(head, *chunk)
+        )
+    return torch.stack(parts).sum() if parts else x_NC.sum() * 0.0
+
+
+def head_rows(head: nn.Module) -> int:
+    """Size of the vocabulary that a head predicts."""
+    return head.out_features if isinstance(head, nn.Linear) else head.base.out_features
+
+
+def _split(rows: int, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> tuple[Any, Any, Any]:
+    x, labels = x_NC.split(rows), labels_N.split(rows)
+    return x, labels, [None] * len(x) if weights_N is None else weights_N.split(rows)
+
+
+def _loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> Tensor:
+    losses_N = F.cross_entropy(_wide(head(x_NC)), labels_N, reduction="none")
+    return (losses_N if weights_N is None else losses_N * weights_N).sum()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """`head_loss` for a plain linear head that is not trained."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        weight_VC: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        weights_N: Tensor | None,
+        rows: int,
+    ) -> Tensor:
+        """The gradient of x is computed here, chunk by chunk, and only scaled in backward."""
+        device = x_NC.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_NC.dtype
+        x, weight = x_NC.to(dtype), weight_VC.to(dtype)
+        bias = None if bias_V is None else bias_V.to(dtype)
+        wanted = ctx.needs_input_grad[0]
+        gradient_NC = torch.empty_like(x) if wanted else None
+        total = torch.zeros((), device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        start = 0
+        with torch.autocast(device, enabled=False):
+            for x_chunk, labels, weights in zip(*_split(rows, x, labels_N, weights_N), strict=True):
+                logits = _wide(F.linear(x_chunk, weight, bias))
+                logsumexp = logits.logsumexp(-1, keepdim=True)
+                losses = logsumexp - logits.gather(-1, labels[:, None])
+                total += (losses if weights is None else losses * weights[:, None]).sum()
+                if wanted:
+                    gradient = logits.sub_(logsumexp).exp_()  # softmax, in the memory of the logits
+                    gradient.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
+                    if weights is not None:
+                        gradient *= weights[:, None]
+                    torch.mm(gradient.to(dtype), weight, out=gradient_NC[start : start + len(labels)])
+                start += len(labels)
+        if wanted:
+            ctx.save_for_backward(gradient_NC)
+        ctx.x_dtype = x_NC.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales what the forward pass has computed."""
+        (gradient_NC,) = ctx.saved_tensors
+        return (gradient_NC * scale.to(gradient_NC.dtype)).to(ctx.x_dtype), None, None, None, None, None

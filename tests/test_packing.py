@@ -1,0 +1,194 @@
+"""Packs compute exactly what separate samples compute: losses and gradients, with and without shared beginnings."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lit_gpt import GPT, Config
+from lit_gpt.data.batches import Layout, fill_packs, pad, share_prefixes
+from lit_gpt.loss import head_loss
+from lit_gpt.methods import LoRA
+
+SIZES = {"block_size": 64, "padded_vocab_size": 47, "n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 40}
+LLAMA = {**SIZES, "norm": "rms", "mlp": "gated", "activation": "silu"}
+FAMILIES = {
+    "llama": LLAMA,
+    "llama_grouped": {**LLAMA, "n_query_groups": 2, "tie_embeddings": True},
+    "gpt_neox": {**SIZES, "rope_percentage": 0.25, "parallel_residual": True, "qkv_bias": True, "mlp_bias": True},
+    "falcon": {**SIZES, "n_query_groups": 1, "parallel_residual": True, "shared_norm": True},
+}
+
+
+class Samples:
+    """Stands for a TokenDataset: templates of common beginnings, own tokens, and answers that are supervised."""
+
+    def __init__(self, templates: list[list[int]], n: int, masked: bool = True) -> None:
+        generator = torch.Generator().manual_seed(4)
+        self.rows, self.masks = [], []
+        for i in range(n):
+            own = torch.randint(1, 47, (int(torch.randint(2, 9, (), generator=generator)),), generator=generator)
+            ids = torch.cat((torch.tensor(templates[i % len(templates)], dtype=torch.int64), own))
+            self.rows.append(ids)
+            first = len(ids) - len(own) // 2 - 1 if masked else 1
+            self.masks.append(torch.arange(len(ids)) >= first)
+        self.lengths = torch.tensor([len(ids) for ids in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ids(self, i: int) -> torch.Tensor:
+        return self.rows[i]
+
+    def supervised(self, i: int) -> torch.Tensor:
+        return self.masks[i]
+
+
+TEMPLATES = {
+    "none": [[]],
+    "one": [[5, 6, 7, 8, 9, 10, 11]],
+    "two": [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20, 21, 22, 23, 24]],
+}
+
+
+def model_for(family: str) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(Config("llama", **FAMILIES[family])).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def gradients(model: GPT, layout: Layout, data: Samples) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    parts = layout.batches(data, list(range(len(data))))
+    targets = sum(part.targets for part in parts)
+    losses = [model.loss_sum(p.idx_BT, p.pack, p.places_N, p.labels_N, p.weights_N) / targets for p in parts]
+    torch.stack(losses).sum().backward()
+    return float(sum(losses)), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("templates", TEMPLATES)
+@pytest.mark.parametrize("masked", [True, False], ids=["answers", "all"])
+def test_packed_gradients_equal_those_of_single_samples(family: str, templates: str, masked: bool) -> None:
+    """In float64 to 1e-10, for full training and for LoRA on everything."""
+    data = Samples(TEMPLATES[templates], 13, masked)
+    for method in (None, LoRA(lora_dropout=0.0, lora_key=True, lora_projection=True, lora_mlp=True)):
+        model = model_for(family)
+        if method:
+            method.attach(model)
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    torch.nn.init.normal_(parameter.data, std=0.2)
+            model.double()
+        single = gradients(model, Layout(micro_batch_size=1), data)
+        assert single[1]
+        for layout in (Layout(4), Layout(pack_length=40, share=False), Layout(pack_length=40), Layout(pack_length=500)):
+            loss, grads = gradients(model, layout, data)
+            assert abs(loss - single[0]) <= 1e-10 * abs(single[0])
+            for name, expected in single[1].items():
+                assert (grads[name] - expected).abs().max() <= 1e-10 * expected.abs().max(), (layout, name)
+
+
+def test_packs_in_float32() -> None:
+    data, model = Samples(TEMPLATES["two"], 13), model_for("llama").float()
+    (loss, single), (packed_loss, packed) = (
+        gradients(model, layout, data) for layout in (Layout(1), Layout(pack_length=60))
+    )
+    assert packed_loss == pytest.approx(loss, rel=1e-5)
+    assert all((packed[n] - g).abs().max() <= 1e-5 * g.abs().max() for n, g in single.items())
+
+
+def test_every_sample_is_in_one_pack_and_packs_are_as_long_as_allowed() -> None:
+    data = Samples(TEMPLATES["two"], 40)
+    for share in (False, True):
+        packs = Layout(pack_length=50, share=share).batches(data, list(range(40)))
+        assert sorted(i for pack in packs for i in pack.samples) == list(range(40))
+        assert all(pack.idx_BT.size(1) <= 50 for pack in packs)
+        assert sum(pack.tokens for pack in packs) == int(data.lengths.sum())
+        assert sum(pack.targets for pack in packs) == sum(int(on[1:].sum()) for on in data.masks)
+        longest = int(data.lengths.max())
+        assert any(len(data.ids(i)) == longest for i in packs[0].samples)
+    shared = sum(pack.idx_BT.numel() for pack in packs)
+    assert shared < 0.7 * int((data.lengths - 1).sum())
+
+
+def test_a_sample_longer_than_a_pack_has_one_of_its_own() -> None:
+    data = Samples(TEMPLATES["one"], 9)
+    packs = Layout(pack_length=5).batches(data, list(range(9)))
+    assert [pack.samples for pack in packs if pack.idx_BT.size(1) > 5]
+    assert sorted(i for pack in packs for i in pack.samples) == list(range(9))
+
+
+def brute_force(samples: list) -> int:
+    """The most tokens that any division into groups saves, by trying all of them."""
+    if not samples:
+        return 0
+    first, rest = samples[0], samples[1:]
+    best = brute_force(rest)
+    for size in range(1, len(rest) + 1):
+        for others in itertools.combinations(range(len(rest)), size):
+            group = [first, *(rest[i] for i in others)]
+            shortest = min(len(ids) for _, ids, _ in group) - 1
+            same = next((d for d in range(shortest) if len({int(ids[d]) for _, ids, _ in group}) > 1), shortest)
+            left = [s for i, s in enumerate(rest) if i not in others]
+            best = max(best, same * size + brute_force(left))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shared_prefixes_save_as_much_as_possible(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    samples = [(i, generator.integers(0, 2, generator.integers(3, 9)), np.ones(9, bool)) for i in range(6)]
+    groups = share_prefixes(samples)
+    assert sorted(i for _, members in groups for i, _, _ in members) == list(range(6))
+    for shared, members in groups:
+        assert len({tuple(ids[:shared]) for _, ids, _ in members}) == 1
+    assert sum(shared * (len(members) - 1) for shared, members in groups) == brute_force(samples)
+
+
+def test_a_group_of_one_shares_nothing() -> None:
+    samples = [(i, np.arange(8) + (0 if i < 2 else 50), np.ones(8, bool)) for i in range(3)]
+    packs = fill_packs(share_prefixes(samples), 9)
+    assert all(shared == 0 for groups in packs for shared, members in groups if len(members) == 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("head", ["frozen", "frozen_bias", "trained", "lora"])
+def test_chunked_loss_equals_the_plain_one(weighted: bool, head: str, monkeypatch) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 31, bias=head == "frozen_bias").double().requires_grad_(head == "trained")
+    if head == "lora":
+        from lit_gpt.methods.lora import LoRALinear
+
+        layer = LoRALinear(layer, LoRA(lora_dropout=0.0)).double()
+        torch.nn.init.normal_(layer.lora_B)
+    x, labels = torch.randn(23, 16, dtype=torch.float64, requires_grad=True), torch.randint(0, 31, (23,))
+    weights = torch.randint(1, 4, (23,)).double() if weighted else None
+    losses = F.cross_entropy(layer(x), labels, reduction="none")
+    (losses * (1 if weights is None else weights)).sum().mul(0.3).backward()
+    expected = [x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
+    x.grad = None
+    layer.zero_grad()
+    monkeypatch.setattr("lit_gpt.loss.CHUNK_BYTES", 4 * 31 * 5)  # chunks of five rows
+    ours = head_loss(layer, x, labels, weights)
+    assert torch.isclose(ours, (losses * (1 if weights is None else weights)).sum(), rtol=1e-12)
+    (ours * 0.3).backward()
+    found = [x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, expected, strict=True))
+    with torch.no_grad():
+        assert torch.isclose(head_loss(layer, x, labels, weights), ours, rtol=1e-12)
+
+
+def test_padding_is_no_target() -> None:
+    data = Samples(TEMPLATES["none"], 4)
+    rows = [(i, data.ids(i).numpy(), data.supervised(i).numpy()) for i in range(4)]
+    batch = pad(rows)
+    flat = batch.idx_BT.flatten()
+    for place, label in zip(batch.places_N.tolist(), batch.labels_N.tolist(), strict=True):
+        row, t = divmod(place, batch.idx_BT.size(1))
+        assert int(data.ids(row)[t]) == int(flat[place])
+        assert int(data.ids(row)[t + 1]) == label
