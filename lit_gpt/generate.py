@@ -82,7 +82,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(settings.seed)
     for sample in range(settings.num_samples):
-        began, count, stream = time.perf_counter(), 0, tokenizer.stream_decoder()
+        began, count, stream = time.perf_counter(), 0, tokenizer.stream_decoder(continues=finetuned is None)
         if finetuned is None:
             print(settings.prompt, end="")
         for (token,) in decode(model, [prompt], settings.max_new_tokens, sampling, [tokenizer.eos_id], generator):

@@ -1,0 +1,1 @@
+"""Data sets: rows -> prompts -> tokens -> files (`prepare`), and reading those files (`dataset`)."""
