@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lit_gpt.attention import Attend, KVCache, Pack, causal
 from lit_gpt.config import Config
+from lit_gpt.lean import rms_norm, silu_product
 from lit_gpt.loss import head_loss
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -180,7 +181,8 @@ class GatedMLP(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        gate, up = self.gate(x), self.up(x)
+        return self.down(silu_product(gate, up) if self.act is F.silu else self.act(gate) * up)
 
 
 MLPS = {"plain": MLP, "gated": GatedMLP}
@@ -188,7 +190,15 @@ MLPS = {"plain": MLP, "gated": GatedMLP}
 
 def build_norm(config: Config) -> nn.Module:
     """The norm that the config names, over C channels."""
-    return {"rms": nn.RMSNorm, "layer": nn.LayerNorm}[config.norm](config.n_embd, eps=config.norm_eps)
+    return {"rms": RMSNorm, "layer": nn.LayerNorm}[config.norm](config.n_embd, eps=config.norm_eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """As PyTorch's; see `lean.rms_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

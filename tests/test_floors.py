@@ -10,7 +10,7 @@ FLOORS = [
     {"settings", "files"},
     {"families"},
     {"config", "prompts", "tokenizer"},
-    {"attention", "loss"},
+    {"attention", "loss", "lean"},
     {"model"},
     {"methods", "hub"},
     {"checkpoint", "convert", "data", "decode"},

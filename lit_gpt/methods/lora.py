@@ -3,9 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gpt.lean import low_rank_add
 from lit_gpt.methods import LoRA
 from lit_gpt.model import GPT
 
@@ -24,7 +24,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base = base
         self.scale = settings.lora_alpha / settings.lora_r
-        self.dropout = nn.Dropout(settings.lora_dropout)
+        self.dropout = settings.lora_dropout
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(settings.lora_r, base.in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, settings.lora_r, device=device, dtype=torch.float32))
@@ -33,9 +33,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
-        update = F.linear(low, self.lora_B.to(x.dtype))
-        return self.base(x).add_(update, alpha=self.scale)
+        dropout = self.dropout if self.training else 0.0
+        return low_rank_add(self.base(x), x, self.lora_A, self.lora_B, self.scale, dropout)
 
     def merged(self) -> nn.Linear:
         """The base layer with the update folded into its weight, computed in float32 and rounded once."""

@@ -1,0 +1,89 @@
+"""Layers' arithmetic with less kept for the backward pass than autograd keeps by itself; the results are the same."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; keeps both inputs and computes silu(gate) again, where autograd would keep it as a third."""
+    return _SiluProduct.apply(gate, up)
+
+
+class _SiluProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+
+
+def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+    """Adds scale * B A dropout(x) to y, in place.
+
+    Keeps x (which its other readers keep too) and a mask of one byte per element, not the dropped copy of x.
+
+    Args:
+        y: (..., out), x: (..., in), A: (r, in), B: (out, r); A and B may be of another type than x.
+        dropout: share of x's elements that are zeroed; the others are scaled by 1 / (1 - dropout).
+    """
+    return _LowRankAdd.apply(y, x, A, B, scale / (1 - dropout), dropout)
+
+
+class _LowRankAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor:
+        keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+        x_2d = (x if keep is None else x * keep).flatten(0, -2)
+        low = F.linear(x_2d, A.to(x.dtype))
+        y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), B.t().to(y.dtype), alpha=scale)
+        ctx.save_for_backward(x, keep, low, A, B)
+        ctx.scale = scale
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, keep, low, A, B = ctx.saved_tensors
+        dy_2d = dy.flatten(0, -2).to(low.dtype)
+        dB = (dy_2d.t() @ low) * ctx.scale
+        dlow = (dy_2d @ B.to(low.dtype)).mul_(ctx.scale)
+        dx = (dlow @ A.to(low.dtype)).view_as(x)
+        dA = dlow.t() @ (x if keep is None else x * keep).flatten(0, -2).to(low.dtype)
+        if keep is not None:
+            dx.mul_(keep)
+        return dy, dx.to(x.dtype), dA.to(A.dtype), dB.to(B.dtype), None, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float32 inside (arXiv 1910.07467).
+
+    PyTorch has one kernel for it on the GPU; on the CPU it takes it apart and keeps a float32 copy of x.
+    """
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, inverse, weight)
+        return (wide * inverse).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverse, weight = ctx.saved_tensors
+        normed, wide = x * inverse, dy.to(inverse.dtype)
+        d_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        wide = wide * weight
+        dx = (wide - normed * (wide * normed).mean(-1, keepdim=True)).mul_(inverse)
+        return dx.to(x.dtype), d_weight, None
