@@ -14,7 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -226,17 +226,21 @@ def download(url: str, folder: Path) -> Path:
     Raises:
         UserError: the address does not answer, or the connection breaks; says how to go on without it.
     """
-    address = urlsplit(url)
-    path = folder / Path(address.path).name
-    if address.scheme not in ("http", "https") or not path.name:
+    try:
+        address = urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"--data_url: {url} is not an address ({error})") from error
+    name = PurePosixPath(address.path).name
+    if address.scheme not in ("http", "https") or not name.strip("."):
         raise UserError(f"--data_url: {url} is not the http(s) address of a file; for a local file use --data_file")
+    path = folder / name
     if path.exists():
         print(f"found {path}; delete it to download it again", file=sys.stderr)
         return path
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "lit-gpt"})
         with urllib.request.urlopen(request, timeout=30) as response:
-            data = _fetch(response, path.name)
+            data = _fetch(response, name)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
         raise UserError(
