@@ -63,7 +63,7 @@ def write_archive(
             dtype, header = layout[name].dtype, _header(f"{ROOT}/data/{numbers.pop(name)}", file.tell())
             with archive.open(header, "w", force_zip64=True) as record:
                 for piece in tensor.detach().reshape(-1).split(PIECE):
-                    data = memoryview(piece.to(dtype).view(torch.uint8).numpy())
+                    data = memoryview(piece.to(dtype).contiguous().view(torch.uint8).numpy())
                     for start in range(0, len(data), CACHED):
                         record.write(data[start : start + CACHED])
                     progress(len(data))

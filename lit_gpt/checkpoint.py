@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.files import atomic, read_json
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
+from lit_gpt.quantize import quantized
 from lit_gpt.settings import UserError
 
 DTYPES = {
@@ -34,6 +35,7 @@ def load_gpt(
     *,
     finetuned: str | Path | None = None,
     merge: bool = False,
+    quantize: str | None = None,
     device: torch.device | str = "cpu",
 ) -> GPT:
     """Loads a converted checkpoint, ready to use (evaluation mode).
@@ -45,7 +47,8 @@ def load_gpt(
         dtype: type of the weights; None: as stored.
         finetuned: a file that `finetune/*.py` wrote, or the folder that it is in: the method that it names is attached
             and its weights are loaded.
-        merge: fold the finetuned weights into the base.
+        merge: fold the finetuned weights into the base; a quantised base is left as it is.
+        quantize: one of `lit_gpt.quantize.KINDS`, or "none"; None: as the finetuned weights were trained.
         device: where the weights go.
 
     Raises:
@@ -53,22 +56,55 @@ def load_gpt(
     """
     folder = Path(checkpoint_dir)
     config = Config.from_checkpoint(folder)
-    state = load_file(folder / "lit_model.pth", "convert the checkpoint first (scripts/convert_hf_checkpoint.py)")
+    if quantize is None and finetuned is not None:
+        quantize = read_finetuned(finetuned).get("quantize")
     model = meta_gpt(config)
+    done = _quantize_blocks(model, folder, quantize, dtype, device) if quantize not in (None, "none") else set()
+    state = {name: weight for name, weight in _open_weights(folder).items() if name not in done}
     if config.tie_embeddings:
         state.setdefault("lm_head.weight", state.get("wte.weight"))
     for name in state:  # one at a time: the copy on the device is the only one
         state[name] = state[name].to(device=device, dtype=dtype)
     try:
-        model.load_state_dict(state, assign=True)
+        missing, unexpected = model.load_state_dict(state, assign=True, strict=False)
+        different = sorted(unexpected) + sorted(n for n in missing if model.get_parameter(n).is_meta)
     except RuntimeError as error:
-        raise UserError(f"{folder / 'lit_model.pth'} does not fit lit_config.json: {error}; convert again") from error
+        different = [str(error)]
+    if different:
+        raise UserError(f"{folder / 'lit_model.pth'} does not fit lit_config.json: {different[0]}; convert again")
     model.tie()
     if finetuned is not None:
         method = apply_finetuned(model, finetuned, folder)
-        if merge:
+        if merge and not done:
             method.merge(model)
     return model.requires_grad_(False).eval()
+
+
+def _open_weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "lit_model.pth", "convert the checkpoint first (scripts/convert_hf_checkpoint.py)")
+
+
+def _quantize_blocks(
+    model: GPT, folder: Path, kind: str, dtype: torch.dtype | None, device: torch.device | str
+) -> set[str]:
+    """Replaces the blocks' linear layers by quantised ones, reading one block at a time; returns the names it used.
+
+    The file is opened anew for every block: a memory map that is let go gives back what was read through it.
+    """
+    used: set[str] = set()
+    for index, block in enumerate(model.blocks):
+        state = _open_weights(folder)
+        for name, module in list(block.named_modules()):
+            if isinstance(module, nn.Linear):
+                place = f"blocks.{index}.{name}"
+                weight, bias = state.get(f"{place}.weight"), state.get(f"{place}.bias")
+                if weight is None or (bias is None) != (module.bias is None) or weight.shape != module.weight.shape:
+                    raise UserError(f"{folder / 'lit_model.pth'} does not fit lit_config.json: {place}; convert again")
+                parent, _, child = name.rpartition(".")
+                layer = quantized(weight, bias, kind, dtype or weight.dtype, device)
+                setattr(block.get_submodule(parent), child, layer)
+                used |= {f"{place}.weight"} | ({f"{place}.bias"} if bias is not None else set())
+    return used
 
 
 def load_file(path: Path, hint: str) -> dict[str, Any]:

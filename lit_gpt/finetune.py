@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Precision = Literal["bf16-true", "bf16-mixed", "16-mixed", "32-true"]
 
 
+Quantize = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"]
+
+
 @dataclass
 class Finetune:
     """Settings of every finetuning method. An iter is one micro-batch, a step one update of the weights."""
@@ -27,6 +30,8 @@ class Finetune:
     """Folder for the results."""
     precision: Precision = "bf16-true"
     """Type of weights and arithmetic; what is trained stays float32."""
+    quantize: Quantize | None = None
+    """Hold the base's linear layers in 4 or 8 bits (QLoRA); needs a -true precision."""
     learning_rate: float = 3e-4
     """Highest learning rate."""
     min_lr: float = 0.0
@@ -95,6 +100,8 @@ class Finetune:
             raise UserError(f"--devices {self.devices}: this version trains on one device")
         if unknown := [name for name in self.loggers if name not in ("tensorboard", "wandb")]:
             raise UserError(f"--loggers: unknown {unknown[0]}; known are tensorboard and wandb")
+        if self.quantize and not self.precision.endswith("-true"):
+            raise UserError(f"--quantize {self.quantize} needs --precision bf16-true or 32-true, got {self.precision}")
         self.time_limit = duration(self.max_time)
 
 
@@ -124,7 +131,9 @@ def finetune(settings: Finetune, method: Method) -> None:
     check_tokenizer(splits["train"].meta, tokenizer)
     fabric = launch(settings)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
-    model = load_gpt(settings.checkpoint_dir, DTYPES[settings.precision], device=fabric.device)
+    model = load_gpt(
+        settings.checkpoint_dir, DTYPES[settings.precision], quantize=settings.quantize, device=fabric.device
+    )
     method.attach(model)
     Run(fabric, settings, method, model.train(), splits, tokenizer).go()
 

@@ -29,6 +29,8 @@ class Generate:
     """Draw among the likeliest tokens that together reach this probability."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "none"] | None = None
+    """Hold the linear layers in 4 or 8 bits; unset: as in training."""
     seed: int = 1234
     """Seed of the sampling."""
 
@@ -78,7 +80,8 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     prompt = tokenizer.encode(text, bos=tokenizer.use_bos)
     device, began = default_device(), time.perf_counter()
     dtype = DTYPES[settings.precision]
-    model = load_gpt(settings.checkpoint_dir, dtype, finetuned=finetuned, merge=True, device=device)
+    options = {"finetuned": finetuned, "merge": True, "quantize": settings.quantize, "device": device}
+    model = load_gpt(settings.checkpoint_dir, dtype, **options)
     print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(settings.seed)
     for sample in range(settings.num_samples):

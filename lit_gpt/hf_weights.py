@@ -93,7 +93,7 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
             elif not ignored(name):
                 unknown.append(f"{name} in {shard.name}")
     if unknown:
-        raise UserError(f"config.json describes no model with {_list(unknown)}; is it this checkpoint's own?")
+        raise UserError(f"the model of config.json has no {_list(unknown)}; is it this checkpoint's own config.json?")
     if missing := needed.keys() - found.keys():
         theirs = [name for name, ours in names.items() if missing.intersection(ours)]
         raise UserError(f"{_list(theirs)} missing in {_list([s.name for s in shards])}; download the checkpoint again")
@@ -156,7 +156,7 @@ def _check_one(name: str, tensor: Tensor, parts: list[Tensor], shard: Shard) -> 
     if tuple(tensor.shape) == wanted:
         return
     advice = "is it this checkpoint's own config.json, or is the file damaged?"
-    if "{}" not in name and tuple(tensor.shape[1:]) == wanted[1:] and len(wanted) == 2:
+    if len(wanted) == 2 and tuple(tensor.shape[1:]) == wanted[1:] and not re.search(r"\.\d+\.", name):
         advice = f"if tokens were added, set vocab_size to {tensor.shape[0]} in config.json"
     raise UserError(f"{shard.name}: {name} is {tuple(tensor.shape)}, by config.json it is {wanted}; {advice}")
 
@@ -218,7 +218,7 @@ def _open(path: Path, load: Callable[[Path], object]) -> dict[str, Tensor]:
                 f"{path} holds more than tensors ({code[1]}) and was not read: it may be an attack; "
                 "use the model's safetensors or another source"
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = re.split(r"\. |\n", str(error).strip() or type(error).__name__)[0][:120]
         raise UserError(f"{path} is damaged or cut off ({reason}); run scripts/download.py again") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} holds something other than named tensors; is it a checkpoint of the hub?")

@@ -171,6 +171,7 @@ class Run:
 
     def _save(self, path: Path) -> None:
         facts = {"prompt_style": self.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
+        facts["quantize"] = self.settings.quantize
         save_finetuned(path, self.gpt, self.method, facts)
 
     def _describe(self) -> dict[str, Any]:

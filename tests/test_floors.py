@@ -12,6 +12,7 @@ FLOORS = [
     {"config", "prompts", "tokenizer"},
     {"archive", "attention", "loss", "lean"},
     {"model"},
+    {"quantize"},
     {"methods", "hub", "hf_weights"},
     {"checkpoint", "convert", "data", "decode"},
     {"train", "runlog"},

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lit_gpt.lean import low_rank_add
 from lit_gpt.methods import LoRA
 from lit_gpt.model import GPT
+from lit_gpt.quantize import dequantized, is_quantized
 
 
 class LoRALinear(nn.Module):
@@ -33,15 +34,17 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        dropout = self.dropout if self.training else 0.0
-        return low_rank_add(self.base(x), x, self.lora_A, self.lora_B, self.scale, dropout)
+        y = self.base(x)
+        if is_quantized(self.base):
+            y = y.clone()  # bitsandbytes returns a view, which autograd does not let anyone write into
+        return low_rank_add(y, x, self.lora_A, self.lora_B, self.scale, self.dropout if self.training else 0.0)
 
     def merged(self) -> nn.Linear:
         """The base layer with the update folded into its weight, computed in float32 and rounded once."""
-        weight = self.base.weight
         update = (self.lora_B @ self.lora_A) * self.scale
+        dtype = self.base.compute_dtype if is_quantized(self.base) else self.base.weight.dtype
         linear = nn.Linear(self.base.in_features, self.base.out_features, device="meta")
-        linear.weight = nn.Parameter((weight.float() + update).to(weight.dtype), requires_grad=False)
+        linear.weight = nn.Parameter((dequantized(self.base, torch.float32) + update).to(dtype), requires_grad=False)
         linear.bias = self.base.bias
         return linear
 
