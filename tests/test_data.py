@@ -358,7 +358,7 @@ BROKEN = {
     "list": ("json", b'[{"instruction": "x", "output": ["y"]}]', ":row 1:output: a list where text should be"),
     "boolean": ("json", b'{"instruction": "x", "output": true}', ":1:output: true or false where text should be"),
     "input": ("json", b'{"instruction": "x", "input": {}, "output": "y"}', ":1:input: an object where text"),
-    "key": ("json", b'{"question": "x", "answer": "y"}', "no key 'instruction' among 'question, answer'; say which"),
+    "key": ("json", b'{"question": "x", "answer": "y"}', "no key 'instruction' among 'question, answer'; prepare_json"),
     "hint": ("json", b'{"query": "x", "reply": "y"}', "--map instruction=query,output=reply"),
     "string": ("json", GOOD + b'"text"', ":2: text where an object with keys should be: 'text'"),
     "array": ("json", b'[{"instruction": "x",\n "output": "y"},\n {"instruction": "x" "y"}]', ":3: not valid JSON"),

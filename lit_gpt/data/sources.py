@@ -205,8 +205,9 @@ def parse_map(text: str) -> dict[str, str]:
 
 
 def _mapping_hint(row: dict) -> str:
-    names = list(row) if len(row) == 2 else ["question", "answer"]
-    return f"say which is which, for example --map instruction={names[0]},output={names[1]}"
+    own = len(row) == 2 and all(isinstance(value, str) for value in row.values())
+    names = list(row) if own else ["question", "answer"]
+    return f"prepare_json.py and prepare_csv.py take names: --map instruction={names[0]},output={names[1]}"
 
 
 def _kind(value: Any) -> str:
