@@ -46,7 +46,7 @@ def convert(settings: Convert) -> None:
     dtype = str(max(layout.values(), key=torch.numel).dtype).removeprefix("torch.")
     size = sum(tensor.nbytes for tensor in layout.values())
     _check_space(folder, size)
-    # The description is on disk before the weights, and takes its name after them.
+    # The weights take their name when the description is written too, and the description takes its own last.
     with atomic(folder / "lit_config.json") as description, atomic(folder / "lit_model.pth") as archive:
         with _progress(size) as progress:
             digest = write_archive(archive, layout, read(shards, config), progress)
