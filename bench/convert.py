@@ -41,9 +41,7 @@ def main() -> None:
     """Prints a table of medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint_dir", type=Path, required=True, help="checkpoint in Hugging Face layout")
-    parser.add_argument(
-        "--litgpt_python", help="Python of an environment with litgpt [ours only]"
-    )
+    parser.add_argument("--litgpt_python", help="Python of an environment with litgpt [ours only]")
     parser.add_argument("--litgpt_name", default="tiny-llama-1.1b", help="litgpt's name of the model")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

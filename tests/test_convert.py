@@ -4,10 +4,8 @@ import itertools
 import os
 import pickle
 import re
-import struct
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +15,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_gpt import archive, hf_weights
+from lit_gpt import hf_weights
 from lit_gpt import convert as convert_module
-from lit_gpt.archive import write_archive
 from lit_gpt.checkpoint import load_gpt
 from lit_gpt.config import Config
 from lit_gpt.convert import Convert, convert
@@ -218,39 +215,7 @@ def test_says_what_it_did_and_what_comes_next(tmp_path: Path, capsys: pytest.Cap
     assert f"python generate/base.py --checkpoint_dir {tmp_path}" in following
 
 
-# --- the file ------------------------------------------------------------------------------------------------------
-
-
-def test_archive_is_a_good_zip_and_a_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "PIECE", 7)
-    monkeypatch.setattr(archive, "CACHED", 12)
-    state = {
-        "a": torch.randn(5, 7),
-        "b.c": torch.randn(3).bfloat16(),
-        "turned": torch.randn(4, 6).half().t(),
-        "every other": torch.randn(10)[::2],
-        "number": torch.tensor(2.5, dtype=torch.float64),
-        "empty": torch.zeros(0, 3),
-    }
-    path, told = tmp_path / "x.pth", []
-    layout = {name: tensor.to("meta") for name, tensor in state.items()}
-    write_archive(path, layout, reversed(state.items()), told.append)
-    assert sum(told) == sum(tensor.nbytes for tensor in state.values())
-    for mmap in (False, True):
-        loaded = torch.load(path, weights_only=True, mmap=mmap)
-        assert_equal(loaded, state)
-        assert list(loaded) == list(state)
-    with zipfile.ZipFile(path) as opened, open(path, "rb") as file:
-        assert opened.testzip() is None
-        for record in opened.infolist():
-            file.seek(record.header_offset + 26)
-            content = record.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-            assert "data/" not in record.filename or content % 64 == 0
-    written = path.read_bytes()
-    write_archive(path, layout, reversed(state.items()))
-    assert path.read_bytes() == written
-    with pytest.raises(ValueError, match="nothing came for empty"):
-        write_archive(path, layout, list(state.items())[:-1])
+# --- how it is written ---------------------------------------------------------------------------------------------
 
 
 def test_a_failure_midway_leaves_the_old_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
