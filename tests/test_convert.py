@@ -15,8 +15,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_gpt import hf_weights
 from lit_gpt import convert as convert_module
+from lit_gpt import hf_weights
 from lit_gpt.checkpoint import load_gpt
 from lit_gpt.config import Config
 from lit_gpt.convert import Convert, convert
