@@ -1,0 +1,281 @@
+"""Scores of a model on the tasks of EleutherAI's evaluation harness (lm-eval), or on task files of your own."""
+
+import contextlib
+import difflib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_gpt.files import write_text
+from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
+
+    from lit_gpt.model import GPT
+    from lit_gpt.tokenizer import Tokenizer
+
+OLD_NAMES = {"truthfulqa_mc": ["truthfulqa_mc1", "truthfulqa_mc2"]}
+"""Names of 2023 -> what the harness calls these tasks today."""
+
+
+@dataclass
+class Evaluate:
+    """Which model to evaluate, and on what."""
+
+    checkpoint_dir: Path
+    """Folder of the converted model."""
+    eval_tasks: list[str] | str
+    """Names of the harness's tasks, groups or patterns: "[truthfulqa_mc1,hellaswag,mmlu_*]"; files of tasks, too."""
+    lora_path: Path | None = None
+    """File that finetune/lora.py wrote, or its folder; null: the base model."""
+    precision: Literal["bf16-true", "32-true"] = "bf16-true"
+    """Type of weights and arithmetic."""
+    include_path: Path | None = None
+    """Folder with task files (YAML) of your own; they come before the harness's tasks of the same name."""
+    limit: float | None = None
+    """Use the first documents of every task only: their number, or their share if below 1; null: all."""
+    num_fewshot: int | None = None
+    """Examples in front of every question; null: as the task says. Tasks fixed at 0, like truthfulqa, stay there."""
+    batch_size: int = 4
+    """Requests per call of the model."""
+    max_seq_length: int | None = None
+    """Window in tokens, questions that are longer lose their beginning; null: the model's context."""
+    save_filepath: Path | None = None
+    """JSON file for the results, as the harness writes them."""
+    bootstrap_iters: int = 100_000
+    """Resamplings for the error of scores that are no plain averages; 0: no errors at all."""
+    seed: int | None = None
+    """Seed of few-shot examples and sampling; null: the harness's own seeds."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eval_tasks, str):
+            self.eval_tasks = self.eval_tasks.strip("[]").split(",")
+        self.eval_tasks = [name.strip() for name in self.eval_tasks if name.strip()]
+        if not self.eval_tasks:
+            raise UserError('--eval_tasks: name at least one task, for example "[hellaswag]"')
+        for name, least in (("batch_size", 1), ("num_fewshot", 0), ("bootstrap_iters", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"--{name}: must be at least {least}, got {value}")
+        if self.limit is not None and not (0 < self.limit < 1 or self.limit == int(self.limit) >= 1):
+            raise UserError(f"--limit: must be a number of documents or a share between 0 and 1, got {self.limit}")
+
+
+def evaluate(settings: Evaluate) -> None:
+    """Evaluates a base or finetuned model on tasks of lm-eval: a table on stdout, and a JSON file."""
+    _require_harness()
+    began = time.perf_counter()
+    if settings.save_filepath is not None:
+        _check_writable(settings.save_filepath)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read at import: no progress bars of any library in log files
+
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    from lit_gpt.checkpoint import DTYPES, base_identity, default_device, load_gpt, memory_error_explained
+    from lit_gpt.runlog import peak_memory_gb
+    from lit_gpt.tokenizer import Tokenizer
+
+    tokenizer, device = Tokenizer(settings.checkpoint_dir), default_device()
+    dtype, finetuned = DTYPES[settings.precision], settings.lora_path
+    model = load_gpt(settings.checkpoint_dir, dtype, finetuned=finetuned, merge=True, device=device)
+    print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
+    with memory_error_explained("lower --batch_size or --max_seq_length"):
+        results = evaluate_model(
+            model,
+            tokenizer,
+            settings.eval_tasks,
+            include_path=settings.include_path,
+            limit=settings.limit,
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            max_seq_length=settings.max_seq_length,
+            bootstrap_iters=settings.bootstrap_iters,
+            seed=settings.seed,
+            about={
+                **base_identity(settings.checkpoint_dir),
+                "lora_path": finetuned and str(finetuned),
+                "precision": settings.precision,
+                "max_seq_length": settings.max_seq_length,
+            },
+        )
+    seconds = time.perf_counter() - began
+    results["total_evaluation_time_seconds"] = str(seconds)  # text, as in the harness
+    print(make_table(results))
+    if "groups" in results:
+        print(make_table(results, "groups"))
+    if settings.save_filepath is not None:
+        text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
+        write_text(settings.save_filepath, text + "\n")
+        print(f"Results written to {settings.save_filepath}", file=sys.stderr)
+    print(f"Time for evaluation: {seconds:.2f} s", file=sys.stderr)
+    print(f"Memory used: {peak_memory_gb(device):.2f} GB", file=sys.stderr)
+
+
+def evaluate_model(
+    model: "GPT",
+    tokenizer: "Tokenizer",
+    tasks: list[str],
+    *,
+    include_path: Path | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 4,
+    max_seq_length: int | None = None,
+    bootstrap_iters: int = 100_000,
+    seed: int | None = None,
+    log_samples: bool = False,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluates a loaded model; see `Evaluate` for the arguments that are not explained here.
+
+    Args:
+        log_samples: keep every document with its requests and answers, under "samples".
+        about: plain values about the model, kept under "config", "model_args".
+
+    Returns:
+        What `lm_eval.simple_evaluate` returns: the scores are in ["results"][task]["acc,none"] and so on.
+
+    Raises:
+        UserError: a task is unknown, or its data cannot be had, or a question does not fit the model.
+    """
+    _require_harness()
+    import lm_eval
+
+    from lit_gpt.harness import LitLM, read_gen_kwargs
+
+    lm = LitLM(model, tokenizer, batch_size=batch_size, max_length=max_seq_length)
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    with _quiet():
+        manager, found = load_tasks(tasks, include_path)
+        for task in manager.load(found)["tasks"].values():  # before hours of other tasks have passed
+            if task.OUTPUT_TYPE == "generate_until":
+                read_gen_kwargs(task.config.generation_kwargs or {}, lm)
+        results = lm_eval.simple_evaluate(
+            lm,
+            tasks=found,
+            task_manager=manager,
+            model_args=about or {},
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            device=str(lm.device),
+            bootstrap_iters=bootstrap_iters,
+            log_samples=log_samples,
+            **({} if seed is None else dict.fromkeys(seeds, seed)),
+        )
+    results["config"]["model"] = "lit_gpt"
+    for name, token in (("eos", tokenizer.eos_id), ("bos", tokenizer.bos_id)):
+        results[f"tokenizer_{name}_token"] = [None if token is None else tokenizer.token(token), str(token)]
+    results |= {"eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
+    if lm.truncated:
+        note = f"{lm.truncated} requests were longer than {lm.max_length} tokens and lost their beginning"
+        print(f"Note: {note}", file=sys.stderr)
+    for name, count in results["n-shot"].items():
+        if num_fewshot is not None and count != num_fewshot:
+            print(f"Note: {name} is defined with {count} examples; --num_fewshot does not change it", file=sys.stderr)
+    return results
+
+
+def load_tasks(names: list[str], include_path: Path | None = None) -> tuple["TaskManager", list["Task | Group"]]:
+    """Tasks and groups by name, with their data.
+
+    Raises:
+        UserError: a name is unknown (shows the nearest), a task file is broken, or its data cannot be had.
+    """
+    asked = [new for name in names for new in OLD_NAMES.get(name, [name])]
+    manager = _index(asked, include_path)
+    matching = [match for name in asked for match in _matching(manager, name)]
+    found: list[Task | Group] = []
+    for name in dict.fromkeys(matching):
+        print(f"Loading task {name}", file=sys.stderr)
+        loaded = _load(manager, name)
+        found += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
+    try:
+        manager.load(found)
+    except ValueError as error:
+        raise UserError(f"--eval_tasks: {error}; name it once") from error
+    return manager, found
+
+
+def _matching(manager: "TaskManager", name: str) -> list[str]:
+    if name in manager.task_index or (Path(name).suffix == ".yaml" and Path(name).is_file()):
+        return [name]
+    if matching := manager.match_tasks([name]):
+        return matching
+    close = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else "`lm-eval ls tasks` lists all"
+    raise UserError(f"--eval_tasks: no task '{name}'; {hint}")
+
+
+def _index(names: list[str], include_path: Path | None) -> "TaskManager":
+    """The tasks there are. Reading all of the harness's 14,000 files takes seconds, so they are left out if the user's
+    own folder has everything."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if include_path is None:
+        return TaskManager()
+    files = sorted(include_path.rglob("*.yaml"))
+    if not files:
+        raise UserError(f"--include_path: no task files (*.yaml) in {include_path}")
+    for file in files:
+        try:  # the harness leaves broken files out without a word
+            load_yaml(file, resolve_func=False)
+        except Exception as error:
+            raise UserError(f"{file}: not a task file ({error})") from error
+    own = TaskManager(include_path=include_path, include_defaults=False)
+    return own if set(names) <= set(own.all_subtasks) else TaskManager(include_path=include_path)
+
+
+def _load(manager: "TaskManager", name: str) -> "TaskDict":
+    try:
+        return manager.load([name])
+    except ConnectionError as error:
+        raise UserError(
+            f"task {name}: its data set is not on this machine and the hub cannot be reached ({error}); go online once "
+            "(unset HF_HUB_OFFLINE), or put a task file that reads local data into --include_path"
+        ) from error
+    except Exception as error:  # the user's file, its functions and its data: anything can be wrong with them
+        entry = manager.task_index.get(name)
+        place = f" ({entry.yaml_path})" if entry and entry.yaml_path else ""
+        raise UserError(f"task {name}{place} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _require_harness() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("lm-eval is not installed; pip install 'lm-eval[hf]>=0.4.13'")
+
+
+def _check_writable(path: Path) -> None:
+    """Fails now rather than after hours of evaluation."""
+    if path.is_dir():
+        raise UserError(f"--save_filepath: {path} is a folder; name a file in it, for example {path / 'results.json'}")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--save_filepath: cannot write in {nearest}; choose another folder")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps stdout for the table, and the libraries' running commentary to errors."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
