@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 
@@ -55,6 +56,11 @@ class Pack:
         """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise piece by piece."""
         if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16):
             return self._varlen(q_1HTD, k_1GTD, v_1GTD)
+        if torch.is_grad_enabled():  # keep the row once, not what each piece sees of it
+            return checkpoint(self._by_piece, q_1HTD, k_1GTD, v_1GTD, use_reentrant=False, preserve_rng_state=False)
+        return self._by_piece(q_1HTD, k_1GTD, v_1GTD)
+
+    def _by_piece(self, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor) -> Tensor:
         pieces = [x.split(self.lengths, dim=2) for x in (q_1HTD, k_1GTD, v_1GTD)]
         out = []
         for q, k, v, parent in zip(*pieces, self.parents, strict=True):

@@ -62,6 +62,12 @@ class Finetune:
     """Longest sample in tokens; unset: the model's context."""
     long_samples: Literal["refuse", "drop", "truncate"] = "refuse"
     """What to do with longer samples; truncate keeps the end-of-text token."""
+    memory_gb: float | None = None
+    """Memory that the run may take in GB; unset: what the GPU has, on the CPU no limit."""
+    low_memory: bool = False
+    """Recompute all blocks in the backward pass: slower, least memory."""
+    dry_run: bool = False
+    """Print the plan of the memory, before any weight is loaded, and end."""
     eval_interval: int = 100
     """Steps between validations."""
     eval_iters: int = 100
@@ -92,6 +98,8 @@ class Finetune:
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"
             )
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise UserError(f"--memory_gb: must be positive, got {self.memory_gb}")
         if not self.learning_rate > 0 or not 0 <= self.min_lr <= self.learning_rate:
             raise UserError(
                 f"--learning_rate {self.learning_rate}: must be positive and not below --min_lr {self.min_lr}"
@@ -122,20 +130,25 @@ def duration(text: str | None) -> float:
 def finetune(settings: Finetune, method: Method) -> None:
     """Finetunes a model."""
     from lit_gpt.checkpoint import DTYPES, load_gpt  # torch and lightning come now: --help does not wait for them
+    from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
     from lit_gpt.run import Run
     from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.workload import Workload
 
     tokenizer = Tokenizer(settings.checkpoint_dir)
     splits = {split: TokenDataset(settings.data_dir, split) for split in ("train", "test")}
     check_tokenizer(splits["train"].meta, tokenizer)
+    work = Workload(settings, splits, Config.from_checkpoint(settings.checkpoint_dir))
     fabric = launch(settings)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
-    model = load_gpt(
-        settings.checkpoint_dir, DTYPES[settings.precision], quantize=settings.quantize, device=fabric.device
-    )
+    dtype = DTYPES[settings.precision]
+    work.fit(method, dtype, fabric.device)
+    if settings.dry_run:
+        return
+    model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
     method.attach(model)
-    Run(fabric, settings, method, model.train(), splits, tokenizer).go()
+    Run(fabric, settings, method, model.train(), work, tokenizer).go()
 
 
 def launch(settings: Finetune) -> "Fabric":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64_000_000
+CHUNK_BYTES = 32_000_000
 """Bytes of the float32 logits of a chunk."""
 
 
@@ -72,12 +72,14 @@ class _FrozenHeadLoss(torch.autograd.Function):
         start = 0
         with torch.autocast(device, enabled=False):
             for x_chunk, labels, weights in zip(*_split(rows, x, labels_N, weights_N), strict=True):
-                logits = _wide(F.linear(x_chunk, weight, bias))
-                logsumexp = logits.logsumexp(-1, keepdim=True)
-                losses = logsumexp - logits.gather(-1, labels[:, None])
+                logits = _wide(F.linear(x_chunk, weight, bias))  # from here on all happens in its memory
+                logits.sub_(logits.amax(-1, keepdim=True))
+                right = logits.gather(-1, labels[:, None])
+                sums = logits.exp_().sum(-1, keepdim=True)
+                losses = sums.log() - right
                 total += (losses if weights is None else losses * weights[:, None]).sum()
                 if wanted:
-                    gradient = logits.sub_(logsumexp).exp_()  # softmax, in the memory of the logits
+                    gradient = logits.div_(sums)
                     gradient.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
                     if weights is not None:
                         gradient *= weights[:, None]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.attention import Attend, KVCache, Pack, causal
 from lit_gpt.config import Config
@@ -74,29 +75,44 @@ class GPT(nn.Module):
         x_BTC = self.hidden(idx_BT, positions_BT, attend)
         return self.lm_head(self.norm(x_BTC if at_BT is None else x_BTC[at_BT]))
 
-    def hidden(self, idx_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
-        """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default."""
+    def hidden(
+        self, idx_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal, recompute: bool = False
+    ) -> Tensor:
+        """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default.
+
+        `recompute` keeps only every block's input for the backward pass and computes the rest again there.
+        """
         if positions_BT is None:
             positions_BT = torch.arange(idx_BT.size(1), device=idx_BT.device)[None]
         x_BTC = self.wte(idx_BT)
         rope = rope_tables(self.config, positions_BT, x_BTC.dtype)
         for block in self.blocks:
-            x_BTC = block(x_BTC, rope, attend)
+            if recompute and torch.is_grad_enabled():
+                x_BTC = checkpoint(block, x_BTC, rope, attend, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, rope, attend)
         return x_BTC
 
     def loss_sum(
-        self, idx_BT: Tensor, pack: Pack | None, places_N: Tensor, labels_N: Tensor, weights_N: Tensor | None = None
+        self,
+        idx_BT: Tensor,
+        pack: Pack | None,
+        places_N: Tensor,
+        labels_N: Tensor,
+        weights_N: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Sum of the weighted cross-entropies, in nats, of the labels at N places.
 
         Args:
             pack: how the one row is made up; None: rows are sequences.
             places_N: where, counted through the rows of `idx_BT`.
+            recompute: see `hidden`.
         """
         if pack is None:
-            x_BTC = self.hidden(idx_BT)
+            x_BTC = self.hidden(idx_BT, recompute=recompute)
         else:
-            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend)
+            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend, recompute)
         x_NC = self.norm(x_BTC.flatten(0, 1).index_select(0, places_N))
         return head_loss(self.lm_head, x_NC, labels_N, weights_N)
 

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from lit_gpt.checkpoint import base_identity, save_finetuned
-from lit_gpt.data.batches import Batches, Layout
-from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.decode import complete
 from lit_gpt.files import write_json
 from lit_gpt.methods import Method, describe
@@ -26,6 +24,7 @@ from lit_gpt.runlog import RunLog, Stopwatch, peak_memory_gb
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.train import learning_rate, train, validate
+from lit_gpt.workload import Workload
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -38,7 +37,7 @@ class Run:
 
     Args:
         fabric: launched and seeded.
-        splits: the data sets "train" and "test".
+        model: in training mode.
     """
 
     def __init__(
@@ -47,30 +46,21 @@ class Run:
         settings: "Finetune",
         method: Method,
         model: GPT,
-        splits: dict[str, TokenDataset],
+        work: Workload,
         tokenizer: Tokenizer,
     ) -> None:
         self.fabric, self.settings, self.method, self.tokenizer = fabric, settings, method, tokenizer
-        self.gpt, self.meta = model, splits["train"].meta
-        self.prompt_style = self.meta["settings"]["prompt_style"]
-        s = settings
-        self.max_length = s.max_seq_length or model.config.block_size
-        kept = usable_samples(splits["train"], self.max_length, s.long_samples, s.data_dir)
-        layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, self.max_length)
-        self.batches = Batches(splits["train"], kept, s.batch_size, layout, s.seed)
-        fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
-        self.validation = layout.batches(splits["test"], list(fixed))
-        self.steps, self.samples = plan_length(s, self.batches)
-        default_warmup = min(100, max(1, self.steps // 10))
-        self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
+        self.gpt, self.work = model, work
         trained = [p for p in model.parameters() if p.requires_grad]
-        fused = s.precision != "16-mixed"  # a fused AdamW unscales gradients itself, and could then not clip them
-        optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, weight_decay=s.weight_decay, fused=fused)
-        self.model, self.optimizer = fabric.setup(model, optimizer)
+        fused = (
+            settings.precision != "16-mixed"
+        )  # a fused AdamW unscales gradients itself, and could then not clip them
+        options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
+        self.model, self.optimizer = fabric.setup(model, torch.optim.AdamW(trained, **options))
         self.model.mark_forward_method("loss_sum")
         self.iters_done = self.tokens_done = 0
         self.val_loss: float | None = None
-        self.log = RunLog(s.out_dir, s.loggers, {**asdict(s), **describe(method)}, self.steps)
+        self.log = RunLog(settings.out_dir, settings.loggers, {**asdict(settings), **describe(method)}, work.steps)
         self.file = f"lit_model_{method.name}_finetuned.pth"
 
     def go(self) -> None:
@@ -81,8 +71,8 @@ class Run:
         frozen = sum(p.numel() for p in self.gpt.parameters() if not p.requires_grad)
         log.say(f"Number of non trainable parameters: {frozen:,}")
         log.say(
-            f"{self.steps:,} steps of {s.batch_size} samples = {self.samples:,} samples, "
-            f"{self.samples / len(self.batches.samples):.2f} epochs; warm-up {self.warmup} steps"
+            f"{self.work.steps:,} steps of {s.batch_size} samples = {self.work.samples:,} samples, "
+            f"{self.work.samples / len(self.work.batches.samples):.2f} epochs; warm-up {self.work.warmup} steps"
         )
         try:
             log.say("Validating ...")
@@ -94,10 +84,10 @@ class Run:
                 self.fabric,
                 self.model,
                 self.optimizer,
-                self.batches,
-                steps=self.steps,
-                samples=self.samples,
-                schedule=lambda n: learning_rate(n, self.steps, self.warmup, s.learning_rate, s.min_lr),
+                self.work.batches,
+                steps=self.work.steps,
+                samples=self.work.samples,
+                schedule=lambda n: learning_rate(n, self.work.steps, self.work.warmup, s.learning_rate, s.min_lr),
                 max_norm=s.clip_norm,
                 after_step=self._after_step,
             )
@@ -109,7 +99,7 @@ class Run:
         self._save(path)
         memory = peak_memory_gb(self.fabric.device)
         log.say(f"Memory used: {memory:.2f} GB")
-        result = {"steps": done, "samples": min(done * s.batch_size, self.samples), "tokens": self.tokens_done}
+        result = {"steps": done, "samples": min(done * s.batch_size, self.work.samples), "tokens": self.tokens_done}
         result |= {"first_val_loss": first_loss, "val_loss": self.val_loss, "seconds": self.watch.seconds}
         write_json(s.out_dir / "run.json", self._describe() | {"result": result | {"memory_gb": memory}})
         log.say(
@@ -125,9 +115,9 @@ class Run:
         """Logs, validates and saves when it is time; says whether the time is up. See `train`."""
         s = self.settings
         self.tokens_done += tokens
-        samples = min(step * s.batch_size, self.samples)
+        samples = min(step * s.batch_size, self.work.samples)
         self.iters_done = math.ceil(samples / s.micro_batch_size)
-        last = step == self.steps or self.watch.seconds >= s.time_limit
+        last = step == self.work.steps or self.watch.seconds >= s.time_limit
         if not (last or step % s.log_interval == 0 or step % s.eval_interval == 0 or step % s.save_interval == 0):
             self.log.progress(step)
             return False
@@ -156,12 +146,12 @@ class Run:
         return last
 
     def _validate(self) -> float:
-        self.val_loss = validate(self.model, self.validation, self.fabric.device)
+        self.val_loss = validate(self.model, self.work.validation, self.fabric.device)
         return self.val_loss
 
     def _answer(self) -> str:
         """The model's answer to `eval_prompt`, up to its end-of-text token."""
-        prompt = get_style(self.prompt_style).prompt(self.settings.eval_prompt)
+        prompt = get_style(self.work.prompt_style).prompt(self.settings.eval_prompt)
         ids = self.tokenizer.encode(prompt, bos=self.tokenizer.use_bos)
         self.gpt.eval()
         with self.fabric.autocast():
@@ -170,7 +160,7 @@ class Run:
         return self.tokenizer.decode(answer)
 
     def _save(self, path: Path) -> None:
-        facts = {"prompt_style": self.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
+        facts = {"prompt_style": self.work.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
         facts["quantize"] = self.settings.quantize
         save_finetuned(path, self.gpt, self.method, facts)
 
@@ -183,51 +173,12 @@ class Run:
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()},
             "method": describe(self.method),
             "base": base_identity(self.settings.checkpoint_dir),
-            "data": {key: self.meta.get(key) for key in ("name", "tokenizer", "sources", "licence")},
+            "data": {key: self.work.meta.get(key) for key in ("name", "tokenizer", "sources", "licence")},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
             "commit": _commit(),
         }
-
-
-def usable_samples(dataset: TokenDataset, max_length: int, long_samples: str, place: Path) -> list[int]:
-    """The samples to train on: all, or those that fit, as `--long_samples` says; what is changed is printed.
-
-    Raises:
-        UserError: a sample is too long and nobody said what to do with it, or none is left.
-    """
-    long = [i for i, length in enumerate(dataset.lengths.tolist()) if length > max_length]
-    if not long:
-        return list(range(len(dataset)))
-    longest = max(long, key=lambda i: int(dataset.lengths[i]))
-    what = (
-        f"{place}: {len(long)} of {len(dataset)} samples are longer than {max_length} tokens "
-        f"(the longest, sample {longest}, has {int(dataset.lengths[longest])})"
-    )
-    if long_samples == "refuse":
-        raise UserError(f"{what}; choose --long_samples drop or truncate, or another --max_seq_length")
-    print(f"{what}: {'left out' if long_samples == 'drop' else 'cut, keeping the end-of-text token'}")
-    if long_samples == "truncate":
-        return list(range(len(dataset)))
-    kept = sorted(set(range(len(dataset))) - set(long))
-    if not kept:
-        raise UserError(f"{place}: no sample fits into {max_length} tokens; raise --max_seq_length")
-    return kept
-
-
-def plan_length(s: "Finetune", batches: Batches) -> tuple[int, int]:
-    """Steps and samples of the run: the shortest of the limits that were given."""
-    limits = []
-    if s.max_iters is not None or (s.max_steps is None and s.epochs is None):
-        limits.append(max(1, (s.max_iters or 50_000) * s.micro_batch_size // s.batch_size))
-    if s.max_steps is not None:
-        limits.append(s.max_steps)
-    if s.epochs is not None:
-        limits.append(batches.steps(s.epochs))
-    steps = min(limits)
-    samples = steps * s.batch_size
-    return steps, min(samples, s.epochs * len(batches.samples)) if s.epochs else samples
 
 
 def _version(package: str) -> str | None:

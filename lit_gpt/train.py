@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Sum of the cross-entropies, in nats, of a batch's supervised tokens."""
-    return model.loss_sum(batch.idx_BT, batch.pack, batch.places_N, batch.labels_N, batch.weights_N)
+    targets = (batch.places_N, batch.labels_N, batch.weights_N)
+    return model.loss_sum(batch.idx_BT, batch.pack, *targets, recompute=batch.recompute)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float) -> float:
@@ -63,6 +64,9 @@ def train(
             group["lr"] = rate
         parts = batches.step(step, samples)
         targets = sum(batch.targets for batch in parts)
+        if targets == 0:
+            print(f"warning: step {step + 1} is skipped, none of its samples has a supervised token", flush=True)
+            continue
         loss = torch.zeros((), device=fabric.device, dtype=torch.float64)
         for batch in parts:
             part = loss_sum(model, batch.to(fabric.device)) / targets

@@ -15,7 +15,10 @@ from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.finetune import duration
 from lit_gpt.settings import UserError, run
 
-ROWS = [{"instruction": f"Say word {n % 5}{' now' * (n % 3)}.", "input": "", "output": f"the word is {n % 5}"} for n in range(40)]
+ROWS = [
+    {"instruction": f"Say word {n % 5}{' now' * (n % 3)}.", "input": "", "output": f"the word is {n % 5}"}
+    for n in range(40)
+]
 
 
 def command(name: str, *argv: object) -> int:

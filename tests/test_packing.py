@@ -86,7 +86,7 @@ def test_packed_gradients_equal_those_of_single_samples(family: str, templates: 
             model.double()
         single = gradients(model, Layout(micro_batch_size=1), data)
         assert single[1]
-        for layout in (Layout(4), Layout(pack_length=40, share=False), Layout(pack_length=40), Layout(pack_length=500)):
+        for layout in (Layout(4), Layout(pack_length=64, share=False), Layout(pack_length=64), Layout(pack_length=500)):
             loss, grads = gradients(model, layout, data)
             assert abs(loss - single[0]) <= 1e-10 * abs(single[0])
             for name, expected in single[1].items():
@@ -105,21 +105,24 @@ def test_packs_in_float32() -> None:
 def test_every_sample_is_in_one_pack_and_packs_are_as_long_as_allowed() -> None:
     data = Samples(TEMPLATES["two"], 40)
     for share in (False, True):
-        packs = Layout(pack_length=50, share=share).batches(data, list(range(40)))
+        packs = Layout(pack_length=150, share=share).batches(data, list(range(40)))
         assert sorted(i for pack in packs for i in pack.samples) == list(range(40))
-        assert all(pack.idx_BT.size(1) <= 50 for pack in packs)
+        assert {pack.idx_BT.size(1) for pack in packs} <= {64, 128}
+        assert all(len(pack.places_N) % 64 == 0 for pack in packs)
         assert sum(pack.tokens for pack in packs) == int(data.lengths.sum())
         assert sum(pack.targets for pack in packs) == sum(int(on[1:].sum()) for on in data.masks)
         longest = int(data.lengths.max())
         assert any(len(data.ids(i)) == longest for i in packs[0].samples)
     shared = sum(pack.idx_BT.numel() for pack in packs)
-    assert shared < 0.7 * int((data.lengths - 1).sum())
+    assert shared < 0.8 * int((data.lengths - 1).sum())
 
 
 def test_a_sample_longer_than_a_pack_has_one_of_its_own() -> None:
     data = Samples(TEMPLATES["one"], 9)
-    packs = Layout(pack_length=5).batches(data, list(range(9)))
-    assert [pack.samples for pack in packs if pack.idx_BT.size(1) > 5]
+    data.rows[3] = torch.arange(100) % 40
+    data.masks[3], data.lengths[3] = torch.ones(100, dtype=torch.bool), 100
+    packs = Layout(pack_length=64).batches(data, list(range(9)))
+    assert [pack.samples for pack in packs if pack.idx_BT.size(1) > 64] == [[3]]
     assert sorted(i for pack in packs for i in pack.samples) == list(range(9))
 
 
@@ -152,7 +155,7 @@ def test_shared_prefixes_save_as_much_as_possible(seed: int) -> None:
 
 def test_a_group_of_one_shares_nothing() -> None:
     samples = [(i, np.arange(8) + (0 if i < 2 else 50), np.ones(8, bool)) for i in range(3)]
-    packs = fill_packs(share_prefixes(samples), 9)
+    packs = fill_packs(share_prefixes(samples), 64)
     assert all(shared == 0 for groups in packs for shared, members in groups if len(members) == 1)
 
 

@@ -21,6 +21,11 @@ from lit_gpt.attention import Pack
 if TYPE_CHECKING:
     from lit_gpt.data.dataset import TokenDataset
 
+ROUND = 64
+"""Packs are filled up to a multiple of this many tokens, and of targets that count nothing.
+
+Matrix products are compiled for their shapes when they are first seen; a run should see few of them."""
+
 
 @dataclass
 class Batch:
@@ -42,6 +47,8 @@ class Batch:
     tokens: int
     """Real tokens of the samples: no padding, all that is shared counted for each, the last one included."""
     samples: list[int]
+    recompute: bool = False
+    """Whether the backward pass computes the blocks again, for lack of memory."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; on a GPU the copy does not wait."""
@@ -53,7 +60,7 @@ class Batch:
 
         pack = self.pack and Pack(self.pack.lengths, self.pack.parents, device)
         tensors = (move(self.places_N), move(self.labels_N), move(self.weights_N))
-        return Batch(move(self.idx_BT), pack, *tensors, self.targets, self.tokens, self.samples)
+        return Batch(move(self.idx_BT), pack, *tensors, self.targets, self.tokens, self.samples, self.recompute)
 
 
 Sample = tuple[int, np.ndarray, np.ndarray]
@@ -109,15 +116,15 @@ def pack(groups: list[tuple[int, list[Sample]]]) -> Batch:
             for j in np.flatnonzero(on[1:]).tolist():
                 counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
             tokens += len(ids)
-    places_N, labels_N = (
-        torch.tensor(x, dtype=torch.int64) for x in (zip(*counts, strict=True) if counts else ([], []))
-    )
-    weights = torch.tensor(list(counts.values()), dtype=torch.float32)
-    weights_N = weights if any(n != 1 for n in counts.values()) else None
+    if width % ROUND:
+        lay(np.zeros(ROUND - width % ROUND, dtype=np.int64), None)
+    targets = [(place, label, count) for (place, label), count in counts.items()]
+    targets += [(0, 0, 0)] * (ROUND - len(targets) % ROUND)
+    places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()
     idx_BT = torch.from_numpy(np.concatenate(row))[None]
     layout = Pack([len(piece) for piece in row], parents, torch.device("cpu"))
     indices = [i for _, samples in groups for i, _, _ in samples]
-    return Batch(idx_BT, layout, places_N, labels_N, weights_N, sum(counts.values()), tokens, indices)
+    return Batch(idx_BT, layout, places_N, labels_N, weights_N.float(), sum(counts.values()), tokens, indices)
 
 
 def share_prefixes(samples: list[Sample], depth: int = 0) -> list[tuple[int, list[Sample]]]:
@@ -151,6 +158,7 @@ def fill_packs(groups: list[tuple[int, list[Sample]]], pack_length: int) -> list
     """
     packs: list[dict[int, list[Sample]]] = []
     room: list[int] = []
+    pack_length = max(ROUND, pack_length // ROUND * ROUND)
     items = [(len(sample[1]) - 1, g, sample) for g, (_, members) in enumerate(groups) for sample in members]
     for length, g, sample in sorted(items, key=lambda item: -item[0]):
         shared = groups[g][0]
@@ -177,11 +185,18 @@ class Layout:
     """Shared leading tokens stand once in a pack."""
     max_length: int = 1 << 30
     """Longer samples are cut; see `read`."""
+    recompute_above: float = float("inf")
+    """Batches with more tokens, padding included, are recomputed in the backward pass."""
 
     def batches(self, dataset: "TokenDataset", samples: list[int]) -> list[Batch]:
         """The samples as batches, the longest sample in the first: running out of memory shows at once."""
         ordered = sorted(samples, key=lambda i: -int(dataset.lengths[i]))
-        rows = read(dataset, ordered, self.max_length)
+        batches = self._laid_out(read(dataset, ordered, self.max_length))
+        for batch in batches:
+            batch.recompute = batch.idx_BT.numel() > self.recompute_above
+        return batches
+
+    def _laid_out(self, rows: list[Sample]) -> list[Batch]:
         if not self.pack_length:
             return [
                 pad(rows[first : first + self.micro_batch_size]) for first in range(0, len(rows), self.micro_batch_size)

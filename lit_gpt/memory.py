@@ -1,0 +1,159 @@
+"""How much memory a run will need, and how to stay within what there is.
+
+Counted in bytes: weights, what is trained (float32 value, gradient and AdamW's two moments: 16 bytes a parameter),
+what the backward pass keeps per token, and the largest temporaries. Process, libraries and CUDA context come on top;
+on the GPU that is what `torch.cuda.max_memory_allocated` leaves out, too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lit_gpt.config import Config
+from lit_gpt.methods import Method
+from lit_gpt.model import meta_gpt
+
+QUANTIZED_BYTES = {"bnb.nf4": 0.5 + 4 / 64, "bnb.nf4-dq": 0.5 + 1 / 64 + 4 / 64 / 256, "bnb.int8-training": 1.0}
+QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZED_BYTES["bnb.nf4-dq"]}
+"""Bytes of a weight: its bits, and a scale for every 64 of them."""
+
+HEAD_BYTES = 160_000_000
+"""Logits of a chunk of the loss in float32, and in 16 bits; see `lit_gpt.loss`."""
+
+
+@dataclass
+class Needs:
+    """Bytes that a run needs."""
+
+    parameters: int
+    """Number of the base's parameters."""
+    trainable: int
+    """Number of the trained parameters."""
+    weights: float
+    trained: float
+    """Values, gradients and optimizer of what is trained."""
+    kept: float
+    """Per token of a pack: what the backward pass keeps."""
+    kept_recompute: float
+    """The same when blocks are recomputed."""
+    block: float
+    """Per token of a pack: temporaries of one block's backward pass, with what recomputing it keeps."""
+    head: float
+
+    def peak(self, tokens: int, recompute: bool) -> float:
+        """Bytes at the peak of a step whose largest pack has this many tokens."""
+        kept = self.kept_recompute if recompute else self.kept
+        return self.weights + self.trained + tokens * (kept + self.block) + self.head
+
+    def most_tokens(self, budget: float, recompute: bool) -> float:
+        """Tokens of the largest pack that fits into `budget` bytes; at most 0 if none does."""
+        kept = self.kept_recompute if recompute else self.kept
+        return (budget - self.weights - self.trained - self.head) / (kept + self.block)
+
+
+def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size: int) -> int:
+    """Bytes that the backward pass keeps of one block for one token.
+
+    Args:
+        adapted: ends of the names of the trained linear layers: their inputs are kept.
+        dropout: whether a mask of one byte per input is kept as well.
+        size: bytes of an activation.
+    """
+    C, F, D = config.n_embd, config.intermediate_size, config.head_size
+    queries, keys = config.n_head * D, config.n_query_groups * D
+    on = {name: name in adapted for name in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")}
+    norms = 1 if config.parallel_residual else 2
+    total = norms * C * size  # inputs of the norms: the residual stream
+    total += (2 * queries + 2 * keys) * size + 4 * config.n_head  # query, key, value, output, and the softmax's sums
+    total += (2 if config.mlp == "gated" else 1) * F * size  # inputs of the activation
+    attention_input, mlp_input = (
+        any(on[f"attn.{x}"] for x in "qkv"),
+        on["mlp.up"] or (config.mlp == "gated" and on["mlp.gate"]),
+    )
+    inputs = attention_input + (mlp_input and not (config.shared_norm and attention_input))
+    total += inputs * C * size + on["attn.o"] * queries * size + on["mlp.down"] * F * size
+    if dropout:
+        gates = 2 if config.mlp == "gated" else 1
+        masks = sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries
+        masks += (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C + on["mlp.down"] * F
+        total += masks
+    return total
+
+
+def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | None) -> Needs:
+    """What a run with this model, method and precision needs. Reads no weights."""
+    size = dtype.itemsize
+    model = meta_gpt(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    linear = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
+    largest = max(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
+    weights = float(size * parameters)
+    if quantize:
+        weights += linear * (QUANTIZED_BYTES[quantize] - size)
+    method.attach(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = kept_by_block(config, getattr(method, "targets", ()), getattr(method, "lora_dropout", 0) > 0, size)
+    return Needs(
+        parameters=parameters,
+        trainable=trainable,
+        weights=weights,
+        trained=16.0 * trainable,
+        kept=float(config.n_layer * kept),
+        kept_recompute=float(config.n_layer * config.n_embd * size + kept),
+        block=float(3 * config.intermediate_size + 4 * config.n_embd) * size,
+        head=HEAD_BYTES + (2.0 * size * largest if quantize else 0.0),
+    )
+
+
+@dataclass
+class Plan:
+    """What a run will hold in memory, and how it keeps within the budget."""
+
+    needs: Needs
+    budget: float
+    """Bytes."""
+    tokens: int
+    """Tokens, padding included, of the largest batch."""
+    recompute_above: float
+    """Batches with more tokens are recomputed in the backward pass."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the peak."""
+        return self.needs.peak(self.tokens, self.tokens > self.recompute_above)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the budget."""
+        return self.peak <= self.budget
+
+    def lines(self) -> list[str]:
+        """The plan as a table."""
+        n, again = self.needs, self.tokens > self.recompute_above
+        per_token = (n.kept_recompute if again else n.kept) + n.block
+        if self.recompute_above >= self.tokens:
+            blocks = "kept"
+        else:
+            blocks = (
+                "recomputed" if self.recompute_above == 0 else f"recomputed above {self.recompute_above:,.0f} tokens"
+            )
+        limit = "" if self.budget == float("inf") else f" of {self.budget / 1e9:.2f} GB"
+        return [
+            f"weights      {n.weights / 1e9:7.2f} GB  {n.parameters:,} parameters",
+            f"trained      {n.trained / 1e9:7.2f} GB  {n.trainable:,} parameters: values, gradients, AdamW",
+            f"activations  {self.tokens * per_token / 1e9:7.2f} GB  {self.tokens:,} tokens x {per_token / 1e6:.2f} MB, "
+            f"blocks {blocks}",
+            f"loss, rest   {n.head / 1e9:7.2f} GB",
+            f"peak         {self.peak / 1e9:7.2f} GB{limit}, besides what the libraries take",
+        ]
+
+
+def plan(n: Needs, budget: float, tokens: int, low_memory: bool) -> Plan:
+    """Keeps what it can: recomputes all batches if `low_memory`, otherwise those that would not fit.
+
+    Args:
+        budget: bytes.
+        tokens: tokens of the largest batch.
+    """
+    return Plan(n, budget, tokens, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))

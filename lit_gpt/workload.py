@@ -1,0 +1,117 @@
+"""What a run trains on: which samples, in which batches, for how long, and whether that fits into memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lit_gpt.config import Config
+from lit_gpt.data.batches import Batches, Layout
+from lit_gpt.data.dataset import TokenDataset
+from lit_gpt.memory import needs, plan
+from lit_gpt.methods import Method
+from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lit_gpt.finetune import Finetune
+
+CUDA_SHARE = 0.94
+"""Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
+
+LOOK_AHEAD = 64
+"""Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
+
+
+class Workload:
+    """The data of a run as batches, and its length in steps.
+
+    Args:
+        splits: the data sets "train" and "test".
+    """
+
+    def __init__(self, settings: "Finetune", splits: dict[str, TokenDataset], config: Config) -> None:
+        s = self.settings = settings
+        self.config, self.meta = config, splits["train"].meta
+        self.prompt_style: str = self.meta["settings"]["prompt_style"]
+        max_length = s.max_seq_length or config.block_size
+        kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
+        self.layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, max_length)
+        self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed)
+        self.steps, self.samples = plan_length(s, self.batches)
+        default_warmup = min(100, max(1, self.steps // 10))
+        self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
+        fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
+        self.validation = self.layout.batches(splits["test"], list(fixed))
+
+    def largest(self) -> int:
+        """Tokens of the largest of the run's next batches, padding included."""
+        steps = range(min(self.steps, LOOK_AHEAD))
+        return max(b.idx_BT.numel() for step in steps for b in self.batches.step(step, self.samples))
+
+    def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
+        """Lays the batches out so that the run stays within its memory, and prints the plan.
+
+        What does not fit is recomputed in the backward pass; if even that is too much, packs become shorter.
+
+        Raises:
+            UserError: it cannot fit.
+        """
+        s = self.settings
+        budget = float("inf")
+        if s.memory_gb is not None:
+            budget = s.memory_gb * 1e9
+        elif device.type == "cuda":
+            budget = torch.cuda.get_device_properties(device).total_memory
+        budget *= CUDA_SHARE if device.type == "cuda" else 1
+        needed = needs(self.config, method, dtype, s.quantize)
+        most = needed.most_tokens(budget, recompute=True)
+        if 0 < most < self.layout.pack_length:
+            self.layout.pack_length = int(most)
+            print(f"packs of {int(most):,} tokens, as much as fits")
+        found = plan(needed, budget, self.largest(), s.low_memory)
+        print("\n".join(found.lines()))
+        if not found.fits:
+            raise UserError(
+                f"does not fit into {budget / 1e9:.1f} GB: {found.peak / 1e9:.1f} GB are needed for "
+                f"{found.tokens:,} tokens at once; try --quantize bnb.nf4-dq or a shorter --max_seq_length"
+            )
+        self.layout.recompute_above = found.recompute_above
+
+
+def usable_samples(dataset: TokenDataset, max_length: int, long_samples: str, place: Path) -> list[int]:
+    """The samples to train on: all, or those that fit, as `--long_samples` says; what is changed is printed.
+
+    Raises:
+        UserError: a sample is too long and nobody said what to do with it, or none is left.
+    """
+    long = [i for i, length in enumerate(dataset.lengths.tolist()) if length > max_length]
+    if not long:
+        return list(range(len(dataset)))
+    longest = max(long, key=lambda i: int(dataset.lengths[i]))
+    what = (
+        f"{place}: {len(long)} of {len(dataset)} samples are longer than {max_length} tokens "
+        f"(the longest, sample {longest}, has {int(dataset.lengths[longest])})"
+    )
+    if long_samples == "refuse":
+        raise UserError(f"{what}; choose --long_samples drop or truncate, or another --max_seq_length")
+    print(f"{what}: {'left out' if long_samples == 'drop' else 'cut, keeping the end-of-text token'}")
+    if long_samples == "truncate":
+        return list(range(len(dataset)))
+    kept = sorted(set(range(len(dataset))) - set(long))
+    if not kept:
+        raise UserError(f"{place}: no sample fits into {max_length} tokens; raise --max_seq_length")
+    return kept
+
+
+def plan_length(s: "Finetune", batches: Batches) -> tuple[int, int]:
+    """Steps and samples of the run: the shortest of the limits that were given."""
+    limits = []
+    if s.max_iters is not None or (s.max_steps is None and s.epochs is None):
+        limits.append(max(1, (s.max_iters or 50_000) * s.micro_batch_size // s.batch_size))
+    if s.max_steps is not None:
+        limits.append(s.max_steps)
+    if s.epochs is not None:
+        limits.append(batches.steps(s.epochs))
+    steps = min(limits)
+    samples = steps * s.batch_size
+    return steps, min(samples, s.epochs * len(batches.samples)) if s.epochs else samples
