@@ -72,7 +72,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
         on["mlp.up"] or (config.mlp == "gated" and on["mlp.gate"]),
     )
     inputs = attention_input + (mlp_input and not (config.shared_norm and attention_input))
-    total += inputs * C * size + on["attn.o"] * queries * size + on["mlp.down"] * F * size
+    total += inputs * C * size + on["mlp.down"] * F * size  # attn.o reads the output counted above
     if dropout:
         gates = 2 if config.mlp == "gated" else 1
         masks = sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries

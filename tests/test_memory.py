@@ -1,0 +1,100 @@
+"""The memory plan: what it counts is what is kept, and it says what fits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_finetune import FLAGS, command, data  # noqa: F401 - a fixture
+from test_packing import FAMILIES
+
+from lit_gpt import GPT, Config
+from lit_gpt.memory import kept_by_block, needs, plan
+from lit_gpt.methods import LoRA
+
+WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
+EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}
+
+
+def kept_per_token(config: Config, method: LoRA, tokens: int = 48) -> float:
+    """Bytes that autograd really keeps of a block for one token, in bfloat16."""
+    model = GPT(config).to(torch.bfloat16)
+    method.attach(model)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    totals = []
+    for layers in (1, 3):
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def pack(x: torch.Tensor, kept: dict = kept) -> torch.Tensor:
+            if x.untyped_storage().data_ptr() not in own:
+                kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+            return x
+
+        blocks, model.blocks = model.blocks, model.blocks[:layers]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = model.hidden(torch.zeros(1, tokens, dtype=torch.int64))
+        totals.append(sum(storage.nbytes() for storage in kept.values()))
+        model.blocks = blocks
+        del out
+    return (totals[1] - totals[0]) / 2 / tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
+def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict) -> None:
+    config = Config("llama", **{**FAMILIES[family], **WIDE})
+    method = LoRA(lora_r=1, lora_dropout=dropout, **more)
+    counted = kept_by_block(config, method.targets, dropout > 0, 2)
+    assert counted == pytest.approx(kept_per_token(config, method), rel=0.05)
+
+
+def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
+    needed = needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, None)
+    assert needed.parameters == 6_738_415_616
+    assert needed.trainable == 4_194_304
+    assert needed.weights == pytest.approx(13.48e9, rel=1e-3)
+    whole = plan(needed, 24e9 * 0.94, 2048, low_memory=False)
+    assert whole.fits
+    assert whole.recompute_above >= 2048
+    tight = plan(needed, 18e9, 2048, low_memory=False)
+    assert tight.fits
+    assert 0 < tight.recompute_above < 2048
+    assert plan(needed, 24e9, 2048, low_memory=True).peak < 14.7e9
+    assert not plan(needed, 14e9, 2048, low_memory=False).fits
+    assert needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, "bnb.nf4-dq").weights < 4e9
+
+
+def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("lit_config.json", "tokenizer.model"):
+        (bare / name).write_bytes((checkpoint / name).read_bytes())
+    flags = ["--checkpoint_dir", bare, "--data_dir", data, "--out_dir", tmp_path / "out", *FLAGS, "--dry_run", "true"]
+    assert command("finetune lora", *flags) == 0
+    shown = capsys.readouterr().out
+    assert "weights" in shown
+    assert "peak" in shown
+    assert not (tmp_path / "out").exists()
+    assert command("finetune lora", *flags, "--memory_gb", 0.0001) == 2
+    assert "does not fit into 0.0 GB" in capsys.readouterr().err
+
+
+def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(
+    checkpoint: Path,
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys,
+) -> None:
+    from lit_gpt.checkpoint import read_finetuned
+
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, *FLAGS, "--max_steps", 3, "--lora_dropout", 0]
+    found = {}
+    for name, more in {"free": [], "low": ["--low_memory", "true"], "tight": ["--memory_gb", 0.1640]}.items():
+        assert command("finetune lora", *flags, "--out_dir", tmp_path / name, *more) == 0
+        found[name] = read_finetuned(tmp_path / name)["weights"]
+    shown = capsys.readouterr().out
+    assert "blocks recomputed" in shown
+    assert "as much as fits" in shown
+    for name in ("low", "tight"):
+        for key, expected in found["free"].items():
+            assert torch.allclose(found[name][key], expected, rtol=1e-3, atol=1e-5), (name, key)
