@@ -167,10 +167,10 @@ class Attention(nn.Module):
     def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         B, T, _ = x_BTC.shape
-        q_BHTD = self.q(x_BTC).view(B, T, -1, self.head_size).transpose(1, 2)
-        k_BGTD = self.k(x_BTC).view(B, T, -1, self.head_size).transpose(1, 2)
-        v_BGTD = self.v(x_BTC).view(B, T, -1, self.head_size).transpose(1, 2)
-        y_BHTD = attend(self.layer, rotate(q_BHTD, *rope), rotate(k_BGTD, *rope), v_BGTD)
+        q_BTHD = rotate(self.q(x_BTC).view(B, T, -1, self.head_size), *rope)
+        k_BTGD = rotate(self.k(x_BTC).view(B, T, -1, self.head_size), *rope)
+        v_BTGD = self.v(x_BTC).view(B, T, -1, self.head_size)
+        y_BHTD = attend(self.layer, q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2))
         return self.o(y_BHTD.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -223,7 +223,7 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tup
     Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
 
     Returns:
-        Two tensors (B, 1, T, R) of `dtype`, where R is the number of rotated channels.
+        Two tensors (B, T, 1, R) of `dtype`, where R is the number of rotated channels.
     """
     R = int(config.head_size * config.rope_percentage)
     inverse = config.rope_base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
@@ -235,14 +235,14 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tup
         inverse = inverse * keep + inverse / scaling["factor"] * (1 - keep)
     elif scaling:
         inverse = inverse / scaling["factor"]
-    angles_B1TR = (positions_BT[:, None, :, None] * inverse).repeat(1, 1, 1, 2)
-    return angles_B1TR.cos().to(dtype), angles_B1TR.sin().to(dtype)
+    angles_BT1R = (positions_BT[:, :, None, None] * inverse).repeat(1, 1, 1, 2)
+    return angles_BT1R.cos().to(dtype), angles_BT1R.sin().to(dtype)
 
 
-def rotate(x_BHTD: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
+def rotate(x_BTHD: Tensor, cos_BT1R: Tensor, sin_BT1R: Tensor) -> Tensor:
     """Rotates the first R channels of every head, channel i together with channel i + R/2."""
-    R = cos_B1TR.size(-1)
-    head, tail = x_BHTD[..., :R], x_BHTD[..., R:]
+    R = cos_BT1R.size(-1)
+    head, tail = x_BTHD[..., :R], x_BTHD[..., R:]
     first, second = head.chunk(2, dim=-1)
-    rotated = head * cos_B1TR + torch.cat((-second, first), dim=-1) * sin_B1TR
+    rotated = head * cos_BT1R + torch.cat((-second, first), dim=-1) * sin_BT1R
     return rotated if tail.size(-1) == 0 else torch.cat((rotated, tail), dim=-1)
