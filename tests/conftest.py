@@ -35,6 +35,8 @@ def make_checkpoint(folder: Path, seed: int = 0, **changes) -> Path:
         byte_fallback=True,
         character_coverage=1.0,
         hard_vocab_limit=False,
+        normalization_rule_name="identity",  # spaces and all: as Llama's own
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(trained.getvalue())
