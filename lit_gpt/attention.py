@@ -4,13 +4,14 @@ An `Attend` is what the model calls in every layer with its rotated queries and 
 """
 
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 
@@ -43,7 +44,6 @@ class Pack:
 
     def __init__(self, lengths: list[int], parents: list[int | None], device: torch.device) -> None:
         self.lengths, self.parents, self.device = lengths, parents, device
-        self._masks: dict[tuple[int, int], Tensor] = {}
 
     @cached_property
     def positions_1T(self) -> Tensor:
@@ -56,26 +56,16 @@ class Pack:
         """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise piece by piece."""
         if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16):
             return self._varlen(q_1HTD, k_1GTD, v_1GTD)
-        if torch.is_grad_enabled():  # keep the row once, not what each piece sees of it
-            return checkpoint(self._by_piece, q_1HTD, k_1GTD, v_1GTD, use_reentrant=False, preserve_rng_state=False)
-        return self._by_piece(q_1HTD, k_1GTD, v_1GTD)
+        return _Pieces.apply(q_1HTD, k_1GTD, v_1GTD, self)
 
-    def _by_piece(self, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor) -> Tensor:
-        pieces = [x.split(self.lengths, dim=2) for x in (q_1HTD, k_1GTD, v_1GTD)]
-        out = []
-        for q, k, v, parent in zip(*pieces, self.parents, strict=True):
-            if parent is None:
-                out.append(sdpa(q, k, v, causal=True))
-            else:
-                keys, values = (torch.cat((x[parent], own), dim=2) for x, own in zip(pieces[1:], (k, v), strict=True))
-                out.append(sdpa(q, keys, values, mask=self._mask(q.size(2), keys.size(2))))
-        return torch.cat(out, dim=2)
-
-    def _mask(self, T: int, S: int) -> Tensor:
-        """(T, S): the last T of S tokens look at all before them."""
-        if (T, S) not in self._masks:
-            self._masks[T, S] = torch.ones(T, S, dtype=torch.bool, device=self.device).tril(S - T)
-        return self._masks[T, S]
+    @cached_property
+    def pieces(self) -> list[tuple[slice, slice | None]]:
+        """For each piece its place in the row, and that of its parent."""
+        ends = list(itertools.accumulate(self.lengths))
+        places = [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+        return [
+            (own, None if parent is None else places[parent]) for own, parent in zip(places, self.parents, strict=True)
+        ]
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor, int, int, Tensor | None]:
@@ -83,16 +73,10 @@ class Pack:
 
         Built once per batch on the host and copied without waiting: the forward pass never waits for the device.
         """
-        starts = [0]
-        for length in self.lengths:
-            starts.append(starts[-1] + length)
-        own = [torch.arange(start, start + length) for start, length in zip(starts, self.lengths, strict=False)]
-        keys = [
-            piece if parent is None else torch.cat((own[parent], piece))
-            for piece, parent in zip(own, self.parents, strict=True)
-        ]
+        row = torch.arange(sum(self.lengths))
+        keys = [row[own] if parent is None else torch.cat((row[parent], row[own])) for own, parent in self.pieces]
         key_lengths = [len(piece) for piece in keys]
-        cu_q = torch.tensor(starts, dtype=torch.int32).to(self.device, non_blocking=True)
+        cu_q = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         cu_k = (
             torch.tensor([0, *key_lengths], dtype=torch.int32)
             .cumsum(0, dtype=torch.int32)
@@ -100,7 +84,7 @@ class Pack:
         )
         shared = any(parent is not None for parent in self.parents)
         where = torch.cat(keys).to(self.device, non_blocking=True) if shared else None
-        return cu_q, cu_k, max(self.lengths), max(key_lengths), where
+        return cu_q.to(self.device, non_blocking=True), cu_k, max(self.lengths), max(key_lengths), where
 
     def _varlen(self, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -119,6 +103,86 @@ class Pack:
                 k_TGD, v_TGD = k_TGD.repeat_interleave(repeats, 1), v_TGD.repeat_interleave(repeats, 1)
         y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, **options)
         return y_THD.transpose(0, 1)[None]
+
+
+ROWS = 256
+"""Queries of a piece that are computed at once: scores of more would be large, and half of them masked."""
+
+
+class _Pieces(torch.autograd.Function):
+    """The attention of a `Pack`, piece by piece in float32 matrix products; keeps query, key and value only.
+
+    At the lengths of instruction samples this takes a fraction of the time of PyTorch's fused CPU kernel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, pack: Pack) -> Tensor:
+        ctx.save_for_backward(q_1HTD, k_1GTD, v_1GTD)
+        ctx.pack = pack
+        q, k, v = _Pieces.widen(q_1HTD, k_1GTD, v_1GTD)
+        y = torch.empty_like(q)
+        for piece in pack.pieces:
+            for rows, prob, _, values in _Pieces.blocks(q, k, v, piece):
+                y[:, :, rows] = (prob @ values).view_as(y[:, :, rows])
+        return _Pieces.narrow(y, q_1HTD)
+
+    @staticmethod
+    def backward(ctx: Any, dy_1HTD: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        q, k, v = _Pieces.widen(*saved)
+        (dy,) = _Pieces.widen(dy_1HTD, groups=k.size(0))
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for own, parent in ctx.pack.pieces:
+            shared = 0 if parent is None else parent.stop - parent.start
+            dkeys = k.new_zeros(k.size(0), shared + own.stop - own.start, k.size(2))
+            dvalues = torch.zeros_like(dkeys)
+            for rows, prob, keys, values in _Pieces.blocks(q, k, v, (own, parent)):
+                up = dy[:, :, rows].flatten(1, 2)
+                seen = slice(keys.size(1))
+                dvalues[:, seen] += prob.mT @ up
+                dscores = torch.ops.aten._softmax_backward_data(up @ values.mT, prob, -1, prob.dtype)
+                dq[:, :, rows] = (dscores @ keys).view_as(dq[:, :, rows])
+                dkeys[:, seen] += dscores.mT @ q[:, :, rows].flatten(1, 2)
+            for total, part in ((dk, dkeys), (dv, dvalues)):
+                total[:, own] += part[:, shared:]
+                if parent is not None:
+                    total[:, parent] += part[:, :shared]
+        dq *= q.size(-1) ** -0.5
+        return *(_Pieces.narrow(d, x) for d, x in zip((dq, dk, dv), saved, strict=True)), None
+
+    @staticmethod
+    def widen(x_1HTD: Tensor, *others: Tensor, groups: int | None = None) -> list[Tensor]:
+        """The first argument as (G, H / G, T, D), scaled if it is a query; keys and values as (G, T, D); float32."""
+        wide = torch.promote_types(x_1HTD.dtype, torch.float32)
+        first = x_1HTD[0].to(wide, memory_format=torch.contiguous_format)
+        groups = groups or others[0].size(1)
+        if others:
+            first = first * x_1HTD.size(-1) ** -0.5
+        return [first.unflatten(0, (groups, -1)).contiguous(), *(x[0].to(wide).contiguous() for x in others)]
+
+    @staticmethod
+    def narrow(x: Tensor, like_1HTD: Tensor) -> Tensor:
+        """Back to the shape and type of the model's tensors, in memory as (T, H, D), where the next layer reads it."""
+        x_HTD = x.flatten(0, 1) if x.dim() == 4 else x
+        return x_HTD.transpose(0, 1).to(like_1HTD.dtype).contiguous().transpose(0, 1)[None]
+
+    @staticmethod
+    def blocks(
+        q: Tensor, k: Tensor, v: Tensor, piece: tuple[slice, slice | None]
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Blocks of a piece's queries: their rows, probabilities (G, H / G * rows, S), and the S keys and values."""
+        own, parent = piece
+        keys, values = k[:, own], v[:, own]
+        if parent is not None:
+            keys, values = torch.cat((k[:, parent], keys), 1), torch.cat((v[:, parent], values), 1)
+        for start in range(own.start, own.stop, ROWS):
+            rows = slice(start, min(start + ROWS, own.stop))
+            n = rows.stop - rows.start
+            seen = keys.size(1) - (own.stop - rows.stop)
+            scores = q[:, :, rows].flatten(1, 2) @ keys[:, :seen].mT
+            future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+            scores.unflatten(1, (-1, n))[..., -n:].masked_fill_(future, -torch.inf)
+            yield rows, scores.softmax(-1), keys[:, :seen], values[:, :seen]
 
 
 class KVCache:
