@@ -47,7 +47,7 @@ part() {
     timeout "$seconds" "$python" bench/train.py --checkpoint_dir "$files/$model" --data_dir "$files/data" \
         --random_weights --litgpt_name "$model" --litgpt_python "$python" --device "$device" --peak_tflops 989 \
         --rounds 1 --batch_size "${BATCH:-128}" --results "$out/gpu-$name.json" "$@" > /dev/null || true
-    "$python" bench/train.py --show --results "$out/gpu-$name.json" | tee "$out/gpu-$name.md"
+    "$python" bench/train.py --show --results "$out/gpu-$name.json" | tee "$out/gpu-$name.md" || true
 }
 
 run() {
@@ -63,13 +63,19 @@ run() {
                 --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt,ours-compile ;;
             curves) part curves 180 --steps "${STEPS:-6}" --skip 1 --lora_dropout 0 \
                 --systems ours,ours-padded,ours-low_memory ;;
-            *) echo "error: no part '$name'; there are full, compare, curves" >&2 && exit 2 ;;
         esac
     done
 }
 
 case ${1:-run} in
     pack) pack ;;
-    run) shift || true; [ $# -gt 0 ] || set -- full compare curves; run "$@" ;;
+    run)
+        shift || true
+        [ $# -gt 0 ] || set -- full compare curves
+        for name in "$@"; do
+            case $name in full | compare | curves) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
+        done
+        run "$@"
+        ;;
     *) echo "error: '$1' is neither pack nor run" >&2; exit 2 ;;
 esac
