@@ -21,9 +21,9 @@ class Convert:
     """Which checkpoint to convert, and to what."""
 
     checkpoint_dir: Path
-    """folder with config.json and weights as downloaded; gets lit_model.pth and lit_config.json"""
+    """Folder with config.json and weights as downloaded; gets lit_model.pth and lit_config.json."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """type of the converted weights [as they are stored]"""
+    """Type of the converted weights; unset: as they are stored."""
 
 
 def convert(settings: Convert) -> None:

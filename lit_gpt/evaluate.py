@@ -1,7 +1,6 @@
 """Scores of a model on the tasks of EleutherAI's evaluation harness (lm-eval), or on task files of your own."""
 
 import contextlib
-import difflib
 import importlib.util
 import json
 import logging
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.files import write_text
-from lit_gpt.settings import UserError
+from lit_gpt.settings import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -38,25 +37,25 @@ class Evaluate:
     eval_tasks: list[str] | str
     """Names of the harness's tasks, groups or patterns: "[truthfulqa_mc1,hellaswag,mmlu_*]"; files of tasks, too."""
     lora_path: Path | None = None
-    """File that finetune/lora.py wrote, or its folder; null: the base model."""
+    """File that finetune/lora.py wrote, or its folder; unset: the base model."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
     include_path: Path | None = None
     """Folder with task files (YAML) of your own; they come before the harness's tasks of the same name."""
     limit: float | None = None
-    """Use the first documents of every task only: their number, or their share if below 1; null: all."""
+    """Use the first documents of every task only: their number, or their share if below 1; unset: all."""
     num_fewshot: int | None = None
-    """Examples in front of every question; null: as the task says. Tasks fixed at 0, like truthfulqa, stay there."""
+    """Examples in front of every question; unset: as the task says. Tasks fixed at 0, like truthfulqa, stay there."""
     batch_size: int = 4
     """Requests per call of the model."""
     max_seq_length: int | None = None
-    """Window in tokens, questions that are longer lose their beginning; null: the model's context."""
+    """Window in tokens, questions that are longer lose their beginning; unset: the model's context."""
     save_filepath: Path | None = None
     """JSON file for the results, as the harness writes them."""
     bootstrap_iters: int = 100_000
     """Resamplings for the error of scores that are no plain averages; 0: no errors at all."""
     seed: int | None = None
-    """Seed of few-shot examples and sampling; null: the harness's own seeds."""
+    """Seed of few-shot examples and sampling; unset: the harness's own seeds."""
 
     def __post_init__(self) -> None:
         if isinstance(self.eval_tasks, str):
@@ -213,9 +212,8 @@ def _matching(manager: "TaskManager", name: str) -> list[str]:
         return [name]
     if matching := manager.match_tasks([name]):
         return matching
-    close = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "`lm-eval ls tasks` lists all"
-    raise UserError(f"--eval_tasks: no task '{name}'; {hint}")
+    hint = did_you_mean(name, manager.all_tasks)
+    raise UserError(f"--eval_tasks: no task '{name}'; {hint}`lm-eval ls tasks` lists all")
 
 
 def _index(names: list[str], include_path: Path | None) -> "TaskManager":

@@ -11,7 +11,6 @@ nobody else: it is in no file and in no message.
 """
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 from jsonargparse.typing import SecretStr
 
+from lit_gpt.families.catalogue import CATALOGUE, nearest
 from lit_gpt.files import read_json, write_json
 from lit_gpt.settings import UserError
 
@@ -42,17 +42,17 @@ class Download:
     """Which model to fetch, from where, and where to put it."""
 
     repo_id: str | None = None
-    """model to fetch, as <org>/<name>; without it the known models are listed"""
+    """Model to fetch, as <org>/<name>; unset: list the known models."""
     token: SecretStr | None = None
-    """access token for gated and private models; better in the environment as HF_TOKEN, where `ps` does not show it"""
+    """Access token for gated and private models; better in the environment as HF_TOKEN, where `ps` does not show it."""
     checkpoint_dir: Path = Path("checkpoints")
-    """folder that gets <org>/<name>/ with the files"""
+    """Folder that gets <org>/<name>/ with the files."""
     revision: str | None = None
-    """branch, tag or commit [the hub's main branch]"""
+    """Branch, tag or commit; unset: the hub's main branch."""
     tokenizer_only: bool = False
-    """fetch config and tokenizer, no weights"""
+    """Fetch config and tokenizer, no weights."""
     from_folder: Path | None = None
-    """folder laid out as <org>/<name>/ that plays the hub, for a machine without network"""
+    """Folder laid out as <org>/<name>/ that plays the hub, for a machine without network."""
 
 
 def download(settings: Download) -> None:
@@ -82,8 +82,6 @@ def download(settings: Download) -> None:
 
 
 def _list_known() -> None:
-    from lit_gpt.families.catalogue import CATALOGUE
-
     for row in sorted(CATALOGUE.values(), key=lambda row: row.repo_id.lower()):
         marks = {"instruct": row.instruct, "challenge": row.allowed, "gated": row.gated}
         words = " ".join(word for word, given in marks.items() if given)
@@ -188,7 +186,7 @@ class _Hub:
         if isinstance(error, errors.DisabledRepoError):
             return f"{repo} has been disabled, see {page}; choose another model"
         if isinstance(error, errors.RepositoryNotFoundError):
-            return f"{repo} is not at {self}, or is private (then pass a token: HF_TOKEN or --token){_nearest(repo)}"
+            return f"{repo} is not at {self}, or is private (then pass a token: HF_TOKEN or --token); {nearest(repo)}"
         if isinstance(error, errors.RevisionNotFoundError):
             return f"{repo} has no revision '{self.settings.revision}'; see {page}/commits/main"
         if status == 401:
@@ -378,15 +376,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _check_repo_id(repo_id: str) -> None:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id, re.ASCII) or ".." in repo_id:
-        raise UserError(f"'{repo_id}' is not a repository: it takes the form <org>/<name>{_nearest(repo_id)}")
-
-
-def _nearest(repo_id: str) -> str:
-    from lit_gpt.families.catalogue import CATALOGUE
-
-    names = {known.split("/")[1].lower(): known for known in CATALOGUE if known != repo_id}
-    close = difflib.get_close_matches(repo_id.rstrip("/").split("/")[-1].lower(), names, n=1)
-    return f"; did you mean {names[close[0]]}?" if close else "; without --repo_id the known models are listed"
+        raise UserError(f"'{repo_id}' is not a repository: it takes the form <org>/<name>; {nearest(repo_id)}")
 
 
 def _explain_disk(error: OSError, folder: Path) -> str:

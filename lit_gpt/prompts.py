@@ -5,11 +5,10 @@ the answer is encoded on its own, and SentencePiece puts the space there (`lit_g
 A new style is one function and one row of `STYLES`.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lit_gpt.settings import UserError
+from lit_gpt.settings import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,5 @@ def get_style(name: str) -> Style:
         UserError: there is none; shows the nearest and all others.
     """
     if name not in STYLES:
-        close = difflib.get_close_matches(name, STYLES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"no prompt style '{name}'; {hint}known are {', '.join(STYLES)}")
+        raise UserError(f"no prompt style '{name}'; {did_you_mean(name, STYLES)}known are {', '.join(STYLES)}")
     return STYLES[name]

@@ -5,17 +5,26 @@ turns every error into one line and an exit code. This module and the modules th
 `--help` and argument errors answer at once.
 """
 
+import copy
 import dataclasses
 import difflib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import jsonargparse
 
 ALIASES = {"--override_max_seq_length": "--max_seq_length", "--access_token": "--token"}
+_HELP = {
+    "help": "Show this help and exit.",
+    "print_config": "Print all settings as a file for --config and exit.",
+    "config": "YAML file with any of these settings; flags win.",
+    "debug": "Show the traceback of an error.",
+}
+"""What the flags of every command do."""
+_NO_VALUE = ("NULL", "NONE")
 
 
 class UserError(Exception):
@@ -29,16 +38,26 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return text
 
     def _get_help_string(self, action: Any) -> str:
+        text, default = _HELP.get(action.dest, action.help), action.default
         if getattr(action, "required", False):
-            return f"{action.help} [required]"
-        shown = action.default not in (None, jsonargparse.SUPPRESS) and action.dest not in ("help", "config", "debug")
-        return f"{action.help} [%(default)s]" if shown else action.help or ""
+            return f"{text} [required]"
+        if action.dest in _HELP or default in (None, "", [], jsonargparse.SUPPRESS):
+            return text
+        return f"{text} [{str(default).lower() if isinstance(default, bool) else '%(default)s'}]"
 
     def _get_default_metavar_for_optional(self, action: Any) -> str:
-        kind = self._get_type_str(action) or ""
-        if kind != "<class 'Path'>" and (choices := re.findall(r"'([\w.-]+)'", kind)):
+        """`Literal['a', 'b']` -> `{a,b}`, `list[str] | str | None` -> `STR or [STR,...]`."""
+        kind = re.sub(r"<class '(.*)'>|(?:Union|Optional)\[(.*)\]", r"\1\2", self._get_type_str(action) or "file")
+        if choices := re.findall(r"'([\w.-]+)'", kind):
             return "{" + ",".join(choices) + "}"
-        return re.sub(r"<class '(.*)'>", r"\1", kind).removesuffix(" | null").removesuffix(" | None").upper() or "FILE"
+        names = [name for name in re.split(r", | \| ", kind.replace("Secret", "").upper()) if name not in _NO_VALUE]
+        return " or ".join(re.sub(r"LIST\[(.*)\]", r"[\1,...]", name) for name in sorted(names, key=len))
+
+    def _format_action_invocation(self, action: Any) -> str:
+        """Without the `--flag+`, which appends to a list, beside every `--flag` of a list."""
+        shown = copy.copy(action)
+        shown.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        return super()._format_action_invocation(shown)
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -50,9 +69,10 @@ class _Parser(jsonargparse.ArgumentParser):
         flags = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         if found := re.search(r"unrecognized arguments: (\S+)", message):
             given = found[1].split("=")[0]
-            return f"unknown flag {given}{_nearest(given, flags)}; --help lists all flags"
+            return f"unknown flag {given}; {did_you_mean(given, flags)}--help lists all flags"
         if found := re.search(r"Option '([^']+)' is not accepted", message):
-            return f"unknown key '{found[1]}' in the config file{_nearest('--' + found[1], flags)}"
+            hint = did_you_mean("--" + found[1], flags)
+            return f"unknown key '{found[1]}' in the config file; {hint}--help lists all flags"
         if found := re.search(r"arguments are required: (.+)", message):
             return (
                 ", ".join("--" + name.strip() for name in found[1].split(",")) + " is required; --help lists all flags"
@@ -62,9 +82,10 @@ class _Parser(jsonargparse.ArgumentParser):
         return message
 
 
-def _nearest(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The nearest known name as a hint, to put in front of where all are listed; empty if none is near."""
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: dict[str, Any] | None = None) -> list:
@@ -78,10 +99,8 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"python {prog} [flags]" if prog.endswith(".py") else f"{prog} [flags]"
     parser = _Parser(prog, usage=usage, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
-    parser.add_argument(
-        "--config", action=jsonargparse.ActionConfigFile, help="YAML file with any of these settings; flags win"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--config", action=jsonargparse.ActionConfigFile)
+    parser.add_argument("--debug", action="store_true")
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)
     parser.set_defaults(defaults or {})

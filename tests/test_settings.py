@@ -1,9 +1,13 @@
 """Flags: typed, strict, explained in one line."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import pytest
+from jsonargparse.typing import SecretStr
 
 from lit_gpt.settings import UserError, parse, run
 
@@ -46,8 +50,9 @@ def test_values_come_from_field_launcher_file_and_flag_in_this_order(tmp_path) -
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--basket", "a", "--appels", "1"], r"unknown flag --appels; did you mean --apples\?"),
+        (["--basket", "a", "--appels", "1"], r"unknown flag --appels; did you mean --apples\? --help lists all flags"),
         (["--basket", "a", "--apple", "1"], r"unknown flag --apple; did you mean --apples\?"),
+        (["--basket", "a", "--zzzz", "1"], r"unknown flag --zzzz; --help lists all flags"),
         (["--basket", "a", "--apples", "many"], "--apples: .*int.* many"),
         (["--apples", "1"], "--basket is required"),
         (["--basket", "a", "--apples", "-1"], "--apples: must be at least 0, got -1"),
@@ -67,7 +72,7 @@ def test_errors_are_one_line_with_exit_code_2(argv: list[str], message: str, cap
 def test_unknown_key_in_a_file_is_named(tmp_path) -> None:
     config = tmp_path / "fruit.yaml"
     config.write_text("appels: 5\nbasket: b\n")
-    with pytest.raises(UserError, match=r"unknown key 'appels'.*did you mean --apples"):
+    with pytest.raises(UserError, match=r"unknown key 'appels'.*; did you mean --apples\? --help lists"):
         fruit("--config", str(config))
 
 
@@ -92,6 +97,46 @@ def test_help_shows_each_flag_with_its_docstring_and_default(capsys) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     assert "--apples INT Number of apples. [9]" in shown
     assert "Where it lies. [required]" in shown
+
+
+@dataclass
+class Basket:
+    """Settings of every type."""
+
+    place: Path | None = None
+    """P."""
+    size: Literal["s", "xx-l"] | None = None
+    """S."""
+    limit: float | None = None
+    """L."""
+    files: list[str] | str | None = None
+    """F."""
+    names: list[str] = dataclasses.field(default_factory=list)
+    """N."""
+    secret: SecretStr | None = None
+    """T."""
+    label: str = ""
+    """E."""
+    woven: bool = True
+    """B."""
+
+
+def test_help_shows_types_as_they_are_written_on_the_command_line(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse(["--help"], [Basket], "basket", "Doc.")
+    shown = [" ".join(line.split()) for line in re.sub(r"\n {9,}", " ", capsys.readouterr().out).splitlines()]
+    assert shown[shown.index("Settings of every type:") + 1 :] == [
+        "--place PATH P.",
+        "--size {s,xx-l} S.",
+        "--limit FLOAT L.",
+        "--files STR or [STR,...] F.",
+        "--names [ITEM,...] N.",
+        "--secret STR T.",
+        "--label STR E.",
+        "--woven {true,false} B. [true]",
+    ]
+    assert "-h, --help Show this help and exit." in shown
 
 
 def test_print_config_is_a_config(tmp_path, capsys) -> None:

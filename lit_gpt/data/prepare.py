@@ -42,11 +42,11 @@ class Prepare:
     checkpoint_dir: str
     """Folder of the model whose tokenizer is used; another tokenizer needs its own preparation."""
     destination_path: str | None = None
-    """Folder for train.pt, test.pt and meta.json; default: data/NAME."""
+    """Folder for train.pt, test.pt and meta.json; unset: data/NAME."""
     data_file: list[str] | str | None = None
-    """File with the rows, or several as "[a.jsonl,b.jsonl]"; default: download."""
+    """File with the rows, or several as "[a.jsonl,b.jsonl]"; unset: download."""
     data_url: list[str] | str | None = None
-    """Address, or several, to download when there is no data_file; default: where the data set is published."""
+    """Address, or several, to download when there is no --data_file; unset: where the data set is published."""
     test_file: str | None = None
     """File whose rows are the test split, instead of a random share."""
     test_split_fraction: float = 0.03865
@@ -56,15 +56,15 @@ class Prepare:
     mask_inputs: bool = True
     """Learn the answers only; false: the prompts too."""
     max_seq_length: int | None = None
-    """Longest sample, in tokens; longer ones are left out and counted. Default: no limit."""
+    """Longest sample in tokens; longer ones are left out and counted. Unset: no limit."""
     truncate: bool = False
-    """With max_seq_length: shorten the answers of longer samples instead, keeping the end-of-text token."""
+    """With --max_seq_length: shorten the answers of longer samples instead, keeping the end-of-text token."""
     prompt_style: str = "alpaca"
     """How an instruction becomes a prompt: alpaca, plain, … (lit_gpt/prompts.py)."""
     skip_bad_rows: bool | None = None
-    """Leave out broken rows and count them; false: stop. Default: stop, except in a download, which nobody can mend."""
+    """Leave out broken rows and count them; false: stop. Unset: stop, except in a download, which nobody can mend."""
     licence: str | None = None
-    """Licence of the data, for meta.json; default: the published one, where it is known."""
+    """Licence of the data, for meta.json; unset: the published one, where it is known."""
 
     def __post_init__(self) -> None:
         get_style(self.prompt_style)
@@ -87,23 +87,23 @@ class PrepareFile(Prepare):
 
 
 def prepare_alpaca(settings: Prepare) -> None:
-    """Prepare Alpaca: 52,000 instructions written by a language model, cleaned; a JSON array."""
+    """Prepares Alpaca: 52,000 instructions written by a language model, cleaned; a JSON array."""
     _prepare(settings, "alpaca", sources.json_rows, sources.take, [ALPACA], "CC-BY-NC-4.0")
 
 
 def prepare_alpaca_libre(settings: Prepare) -> None:
-    """Prepare Alpaca-Libre: 3,000 instructions in the manner of Alpaca, free of its licence; JSON lines."""
+    """Prepares Alpaca-Libre: 3,000 instructions in the manner of Alpaca, free of its licence; JSON lines."""
     urls = [ALPACA_LIBRE.format(version) for version in (1, 2, 3)]
     _prepare(settings, "alpaca_libre", sources.json_rows, sources.take_alpaca_libre, urls, "CC0-1.0")
 
 
 def prepare_json(settings: PrepareFile) -> None:
-    """Prepare a file of your own: a JSON array or JSON lines."""
+    """Prepares a file of your own: a JSON array or JSON lines."""
     _prepare(settings, _file_name(settings), sources.json_rows, _mapped(settings), [], None)
 
 
 def prepare_csv(settings: PrepareFile) -> None:
-    """Prepare a file of your own: CSV with a header."""
+    """Prepares a file of your own: CSV with a header."""
     _prepare(settings, _file_name(settings), sources.csv_rows, _mapped(settings), [], None)
 
 

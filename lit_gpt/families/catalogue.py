@@ -40,14 +40,19 @@ def find(name: str) -> Row:
     """The row of a checkpoint, by its `repo_id` or its name alone; capitals do not matter.
 
     Raises:
-        UserError: there is no such row; shows the nearest names.
+        UserError: there is no such row; shows the nearest name.
     """
-    known = {(row.repo_id if "/" in name else row.name).lower(): row for row in CATALOGUE.values()}
-    if name.lower() in known:
-        return known[name.lower()]
-    near = [known[key].repo_id for key in difflib.get_close_matches(name.lower(), known, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else "scripts/download.py without --repo_id lists all"
-    raise UserError(f"the catalogue has no model '{name}'; {hint}")
+    for row in CATALOGUE.values():
+        if name.lower() in (row.repo_id.lower(), row.name.lower()):
+            return row
+    raise UserError(f"the catalogue has no model '{name}'; {nearest(name)}")
+
+
+def nearest(name: str) -> str:
+    """A hint for a message: the row whose name is nearest, whatever the organisation, and where all are listed."""
+    rows = {row.name.lower(): row.repo_id for row in CATALOGUE.values() if row.repo_id != name}
+    close = difflib.get_close_matches(name.rstrip("/").rpartition("/")[2].lower(), rows, n=1)
+    return (f"did you mean {rows[close[0]]}? " if close else "") + "scripts/download.py without --repo_id lists all"
 
 
 def _llama(layers: int, heads: int, width: int, mlp: int, **other: Any) -> dict[str, Any]:
