@@ -5,10 +5,13 @@ A row of `COMMANDS` names the function that does the work and the dataclasses th
 """
 
 import importlib
+import inspect
+import itertools
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lit_gpt.settings import run
+from lit_gpt.settings import did_you_mean, run
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "download": ("hub:download", "hub:Download"),
@@ -32,20 +35,28 @@ def _load(place: str) -> Any:
 def launch(command: str, doc: str, **defaults: Any) -> NoReturn:
     """Runs a command for a launcher file; `defaults` are the constants at the launcher's top."""
     function, *classes = (_load(place) for place in COMMANDS[command])
-    sys.exit(run(function, list(classes), sys.argv[0], doc, defaults))
+    sys.exit(run(function, classes, sys.argv[0], doc, defaults))
 
 
 def main() -> NoReturn:
     """The console command `lit-gpt`."""
     words = sys.argv[1:]
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    if command is None and words and words[0] not in ("-h", "--help"):
+        given = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), words[:2])) or words[0]
+        hint = did_you_mean(given, COMMANDS)
+        print(f"error: no command '{given}'; {hint}lit-gpt --help lists all commands", file=sys.stderr)
+        sys.exit(2)
     if command is None:
-        asked = bool(words) and words[0] not in ("-h", "--help")
-        message = (
-            f"error: no command '{' '.join(words[:2])}'\n" if asked else ""
-        ) + "usage: lit-gpt <command> [--help | flags]\n"
-        lines = [f"  lit-gpt {name:22} {_load(places[0]).__doc__.splitlines()[0]}" for name, places in COMMANDS.items()]
-        print(message + "\n".join(lines), file=sys.stderr if asked else sys.stdout)
-        sys.exit(2 if asked else 0)
+        print("usage: lit-gpt <command> [--help | flags]")
+        for name, (function, *_) in COMMANDS.items():
+            print(f"  lit-gpt {name:22} {_description(_load(function)).splitlines()[0]}")
+        sys.exit(0)
     function, *classes = (_load(place) for place in COMMANDS[command])
-    sys.exit(run(function, list(classes), f"lit-gpt {command}", function.__doc__, argv=words[len(command.split()) :]))
+    rest = words[len(command.split()) :]
+    sys.exit(run(function, classes, f"lit-gpt {command}", _description(function), argv=rest))
+
+
+def _description(function: Callable) -> str:
+    """What a command's docstring says to its user."""
+    return inspect.getdoc(function).partition("\n\nRaises:")[0]
