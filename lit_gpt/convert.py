@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_gpt.config import Config
-from lit_gpt.files import atomic, read_json
+from lit_gpt.files import atomic, read_json, size_text
 from lit_gpt.settings import UserError
 
 
@@ -53,7 +53,7 @@ def convert(settings: Convert) -> None:
         about = {"dtype": dtype, "weights_sha256": digest, "source": _source(folder)}
         description.write_text(json.dumps({**config.to_dict(), **about}, indent=2) + "\n", encoding="utf-8")
     print(
-        f"{_short(sum(tensor.numel() for tensor in layout.values()))} parameters, {dtype}, {_gb(size)} in "
+        f"{_short(sum(tensor.numel() for tensor in layout.values()))} parameters, {dtype}, {size_text(size)} in "
         f"{time.perf_counter() - started:.1f} s, peak memory {_peak_memory():.1f} GB -> {folder / 'lit_model.pth'}\n"
         f'next: python generate/base.py --checkpoint_dir {folder} --prompt "Hello, my name is"',
         file=sys.stderr,
@@ -77,7 +77,9 @@ def _source(folder: Path) -> dict[str, Any] | None:
 def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size * 1.01 > free:  # names and padding besides
-        raise UserError(f"the converted model takes {_gb(size)}, {_gb(free)} free on {folder}; free some space")
+        raise UserError(
+            f"the converted model takes {size_text(size)}, {size_text(free)} free on {folder}; free some space"
+        )
 
 
 @contextlib.contextmanager
@@ -102,7 +104,3 @@ def _peak_memory() -> float:
 
 def _short(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

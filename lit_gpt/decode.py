@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_gpt.attention import KVCache
 from lit_gpt.model import GPT
-from lit_gpt.settings import UserError
+from lit_gpt.settings import UserError, at_least
 
 
 @dataclass
@@ -23,10 +23,8 @@ class Sampling:
     """Draw among the likeliest tokens that together reach this probability (arXiv 1904.09751)."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"--temperature: must be at least 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"--top_k: must be at least 1, got {self.top_k}")
+        at_least(0, self, "temperature")
+        at_least(1, self, "top_k")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p: must be in (0, 1], got {self.top_p}")
 

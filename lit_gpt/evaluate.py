@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.files import write_text
-from lit_gpt.settings import UserError, did_you_mean
+from lit_gpt.settings import UserError, at_least, did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -63,9 +63,8 @@ class Evaluate:
         self.eval_tasks = [name.strip() for name in self.eval_tasks if name.strip()]
         if not self.eval_tasks:
             raise UserError('--eval_tasks: name at least one task, for example "[hellaswag]"')
-        for name, least in (("batch_size", 1), ("num_fewshot", 0), ("bootstrap_iters", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"--{name}: must be at least {least}, got {value}")
+        at_least(1, self, "batch_size")
+        at_least(0, self, "num_fewshot", "bootstrap_iters")
         if self.limit is not None and not (0 < self.limit < 1 or self.limit == int(self.limit) >= 1):
             raise UserError(f"--limit: must be a number of documents or a share between 0 and 1, got {self.limit}")
 

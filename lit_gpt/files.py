@@ -71,6 +71,11 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
 
 
+def size_text(size: int) -> str:
+    """A number of bytes for people to read."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     digest = hashlib.sha256()

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lit_gpt.methods import Method, describe
-from lit_gpt.settings import UserError
+from lit_gpt.settings import UserError, at_least
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 Precision = Literal["bf16-true", "bf16-mixed", "16-mixed", "32-true"]
-
-
 Quantize = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"]
 
 
@@ -88,12 +86,8 @@ class Finetune:
     """Seed of initialisation, order of the data and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "eval_interval", "eval_iters", "save_interval", "log_interval"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("max_iters", "max_steps", "epochs", "max_seq_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs", "max_seq_length")
+        at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval")
         if self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.settings import UserError
+from lit_gpt.finetune import Quantize
+from lit_gpt.settings import at_least
 
 
 @dataclass
@@ -29,15 +30,13 @@ class Generate:
     """Draw among the likeliest tokens that together reach this probability."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training", "none"] | None = None
+    quantize: Literal[Quantize, "none"] | None = None
     """Hold the linear layers in 4 or 8 bits; unset: as in training."""
     seed: int = 1234
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        at_least(1, self, "num_samples", "max_new_tokens")
 
 
 @dataclass

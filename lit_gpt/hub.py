@@ -25,7 +25,7 @@ from typing import Any
 from jsonargparse.typing import SecretStr
 
 from lit_gpt.families.catalogue import CATALOGUE, nearest
-from lit_gpt.files import read_json, write_json
+from lit_gpt.files import read_json, size_text, write_json
 from lit_gpt.settings import UserError
 
 RECORD = "download.json"
@@ -76,7 +76,7 @@ def download(settings: Download) -> None:
             _fetch_all(source, record, folder)
     total = sum(entry["size"] for entry in record["files"].values())
     commit = f", commit {record['commit'][:12]}" if record["commit"] else ""
-    print(f"{folder}: {len(record['files'])} files, {_gb(total)}, checksums verified{commit}", file=sys.stderr)
+    print(f"{folder}: {len(record['files'])} files, {size_text(total)}, checksums verified{commit}", file=sys.stderr)
     if not settings.tokenizer_only:
         print(f"next: python scripts/convert_hf_checkpoint.py --checkpoint_dir {folder}", file=sys.stderr)
 
@@ -349,10 +349,13 @@ def _check_space(folder: Path, wanted: list[tuple[Path, int]]) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
-            f"the download needs {_gb(need)}, {_gb(free)} free on {folder}; free some space or set --checkpoint_dir"
+            f"the download needs {size_text(need)}, {size_text(free)} free on {folder}; "
+            "free some space or set --checkpoint_dir"
         )
     if wanted:
-        print(f"fetching {_gb(need)} in {len(wanted)} file(s), {_gb(free)} free on {folder}", file=sys.stderr)
+        print(
+            f"fetching {size_text(need)} in {len(wanted)} file(s), {size_text(free)} free on {folder}", file=sys.stderr
+        )
 
 
 @contextlib.contextmanager
@@ -383,7 +386,3 @@ def _explain_disk(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk of {folder} is full ({error.strerror}); free some space and run the same command again"
     return f"cannot read or write {error.filename or folder}: {error.strerror or error}"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

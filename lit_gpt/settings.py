@@ -31,6 +31,14 @@ class UserError(Exception):
     """Something that the user can mend: says in one line what is wrong, where, and what to do. Exit code 2."""
 
 
+def at_least(least: int, settings: Any, *names: str) -> None:
+    """Raises UserError if one of these fields is below `least`; unset ones (None) may be."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}: must be at least {least}, got {value}")
+
+
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
     """Help as `--flag TYPE  what it does [default]`; descriptions keep their line breaks."""
 

@@ -1,15 +1,18 @@
 """What several test files share."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
 
+from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.config import Config
 from lit_gpt.files import write_json
 from lit_gpt.model import GPT
+from lit_gpt.settings import run
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Real data and tokenizers, where they are at hand; tests that need them skip without."""
@@ -23,9 +26,14 @@ SENTENCES = [
 ]
 
 
-def make_checkpoint(folder: Path, seed: int = 0, **changes) -> Path:
-    """Writes a converted checkpoint: a random Llama-shaped model of a few thousand parameters and its own tokenizer."""
-    folder.mkdir(parents=True)
+def command(name: str, *argv: object) -> int:
+    """Runs a command with these flags in this process; its exit code."""
+    function, *classes = (_load(place) for place in COMMANDS[name])
+    return run(function, classes, name, "", argv=[str(word) for word in argv])
+
+
+def train_sentencepiece(folder: Path) -> None:
+    """Writes a `tokenizer.model` of the Llama kind, trained on SENTENCES."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20),
@@ -40,6 +48,27 @@ def make_checkpoint(folder: Path, seed: int = 0, **changes) -> Path:
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(trained.getvalue())
+
+
+def train_byte_level(folder: Path) -> None:
+    """Writes a `tokenizer.json` of the GPT-NeoX kind, trained on SENTENCES: byte level, no BOS in front of a prompt."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], **options)
+    backend.train_from_iterator(SENTENCES, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    write_json(folder / "tokenizer_config.json", kind)
+
+
+def make_checkpoint(folder: Path, seed: int = 0, **changes) -> Path:
+    """Writes a converted checkpoint: a random Llama-shaped model of a few thousand parameters and its own tokenizer."""
+    folder.mkdir(parents=True)
+    train_sentencepiece(folder)
     sizes = {
         "block_size": 256,
         "padded_vocab_size": 320,
@@ -62,3 +91,12 @@ def make_checkpoint(folder: Path, seed: int = 0, **changes) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small converted checkpoint; do not change it."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tests" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of small task files of ours; the harness and its libraries are silent and leave nothing behind."""
+    from harness_tasks import quiet, write_tasks
+
+    with quiet(tmp_path_factory.mktemp("cache")):
+        yield write_tasks(tmp_path_factory.mktemp("tasks"))

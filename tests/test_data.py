@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, SHARED
+from conftest import SENTENCES, SHARED, command, train_byte_level
 
-from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.data.dataset import TokenDataset, check_tokenizer, write_dataset
 from lit_gpt.prompts import get_style
-from lit_gpt.settings import UserError, run
+from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
 WORDS = " ".join(SENTENCES).split()
@@ -34,20 +33,10 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizers JSON of the GPT-NeoX kind: byte level, no BOS in front of a prompt."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<|end|>"], initial_alphabet=alphabet)
-    backend.train_from_iterator(SENTENCES, trainer)
+    """A folder with a tokenizers JSON of the GPT-NeoX kind."""
     folder = tmp_path_factory.mktemp("bytes") / "model"
     folder.mkdir()
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|end|>", "eos_token": "<|end|>"}')
+    train_byte_level(folder)
     return folder
 
 
@@ -57,8 +46,7 @@ def model(request: pytest.FixtureRequest, checkpoint: Path, byte_level: Path) ->
 
 
 def prepare(kind: str, model: Path, *argv: object) -> int:
-    function, *classes = (_load(place) for place in COMMANDS[f"prepare {kind}"])
-    return run(function, classes, "prepare", "", argv=["--checkpoint_dir", str(model), *map(str, argv)])
+    return command(f"prepare {kind}", "--checkpoint_dir", model, *argv)
 
 
 def rows_file(path: Path, rows: list = ROWS) -> Path:
@@ -246,7 +234,7 @@ def test_meta_says_where_the_set_comes_from(
 
 
 def test_special_tokens_in_a_text_are_reported(byte_level: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = rows_file(tmp_path / "rows.jsonl", [*ROWS, {"instruction": "End?", "output": "sun<|end|> and more"}])
+    source = rows_file(tmp_path / "rows.jsonl", [*ROWS, {"instruction": "End?", "output": "sun<|endoftext|> and more"}])
     assert prepare("json", byte_level, "--data_file", source, "--destination_path", tmp_path / "set") == 0
     assert json.loads((tmp_path / "set/meta.json").read_text())["rows"]["spelling_special_tokens"] == 1
     assert "1 rows spell the tokenizer's BOS or EOS" in capsys.readouterr().err

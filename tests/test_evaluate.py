@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,34 +14,19 @@ import yaml
 pytest.importorskip("lm_eval")
 import datasets
 import lm_eval
-from harness_tasks import QUESTIONS, compare, quiet, write_tasks
+from conftest import command
+from harness_tasks import QUESTIONS, compare
 from lm_eval.tasks import TaskManager
 
 from lit_gpt import Tokenizer, load_gpt
 from lit_gpt.checkpoint import base_identity, save_finetuned
-from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.evaluate import Evaluate, evaluate_model, load_tasks
 from lit_gpt.harness import LitLM
 from lit_gpt.methods import LoRA
-from lit_gpt.settings import UserError, parse, run
+from lit_gpt.settings import UserError, parse
 
+pytestmark = pytest.mark.usefixtures("own_tasks")  # silence
 LAUNCHER = Path(__file__).parents[1] / "eval" / "lm_eval_harness.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with quiet(tmp_path_factory.mktemp("cache")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
-
-
-def command(*argv: object) -> int:
-    function, *classes = (_load(place) for place in COMMANDS["evaluate"])
-    return run(function, classes, "evaluate", "", argv=[str(word) for word in argv])
 
 
 def test_base_model_gets_a_table_and_the_harness_own_json(
@@ -50,7 +34,7 @@ def test_base_model_gets_a_table_and_the_harness_own_json(
 ) -> None:
     flags = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--include_path", own_tasks]
     flags += ["--eval_tasks", "[own_choice,own_text]", "--max_seq_length", 48]
-    assert command(*flags, "--save_filepath", tmp_path / "new" / "base.json") == 0
+    assert command("evaluate", *flags, "--save_filepath", tmp_path / "new" / "base.json") == 0
     out, err = capsys.readouterr()
     assert out.startswith("|")
     assert all(line.startswith("|") for line in out.splitlines() if line)
@@ -90,7 +74,7 @@ def test_finetuned_model(checkpoint: Path, own_tasks: Path, tmp_path: Path) -> N
     save_finetuned(path, model, lora, {"base": base_identity(checkpoint), "prompt_style": "alpaca"})
     flags = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--include_path", own_tasks]
     flags += ["--eval_tasks", "[own_choice,own_text]", "--lora_path", path]
-    assert command(*flags, "--save_filepath", tmp_path / "lora.json") == 0
+    assert command("evaluate", *flags, "--save_filepath", tmp_path / "lora.json") == 0
     tuned = json.loads((tmp_path / "lora.json").read_text())
     assert tuned["config"]["model_args"]["lora_path"] == str(path)
     attached = evaluate_model(model.eval(), Tokenizer(checkpoint), tasks, include_path=own_tasks)
@@ -193,7 +177,7 @@ def test_errors_are_one_line(
         content["dataset_kwargs"] = {"data_files": {"test": str(tmp_path / f"{data}.jsonl")}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content | {"task": name} | changes))
     every = ["--checkpoint_dir", str(checkpoint), "--eval_tasks", "own_choice", "--include_path", str(tmp_path)]
-    assert command(*every, *flags) == 2
+    assert command("evaluate", *every, *flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1].startswith("error: ")
@@ -209,7 +193,7 @@ def test_broken_task_file_is_named(tmp_path: Path) -> None:
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("lit_gpt.evaluate.importlib.util.find_spec", lambda name: None)
-    assert command("--checkpoint_dir", "x", "--eval_tasks", "piqa") == 2
+    assert command("evaluate", "--checkpoint_dir", "x", "--eval_tasks", "piqa") == 2
     assert "lm-eval is not installed; pip install" in capsys.readouterr().err
 
 

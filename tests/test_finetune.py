@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_checkpoint
+from conftest import command, make_checkpoint
 
 from lit_gpt.checkpoint import load_gpt, read_finetuned
-from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.finetune import duration
-from lit_gpt.settings import UserError, run
+from lit_gpt.settings import UserError
 
 ROWS = [
     {"instruction": f"Say word {n % 5}{' now' * (n % 3)}.", "input": "", "output": f"the word is {n % 5}"}
     for n in range(40)
 ]
-
-
-def command(name: str, *argv: object) -> int:
-    function, *classes = (_load(place) for place in COMMANDS[name])
-    return run(function, classes, name, "", argv=[str(word) for word in argv])
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
-from conftest import SENTENCES, SHARED
+from conftest import SHARED, train_byte_level, train_sentencepiece
 
 pytest.importorskip("lm_eval")
 import lm_eval
-from harness_tasks import OWN_TASKS, QUESTIONS, TEXT, compare, quiet, write_tasks
+from harness_tasks import OWN_TASKS, QUESTIONS, TEXT, compare
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -24,6 +23,7 @@ from lit_gpt.convert import Convert, convert
 from lit_gpt.harness import LitLM, read_gen_kwargs
 from lit_gpt.settings import UserError
 
+pytestmark = pytest.mark.usefixtures("own_tasks")  # silence
 STANDARD = Path(lm_eval.__file__).parent / "tasks"
 WINDOW = 48
 
@@ -62,46 +62,13 @@ def make_pair(folder: Path, kind: str, vocab: int, window: int, theirs_at: Path 
     return Pair(theirs, LitLM(load_gpt(folder), Tokenizer(folder), batch_size=3), folder)
 
 
-def train_neox_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(SENTENCES, trainer)
-    backend.save(str(folder / "tokenizer.json"))
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
-
-
 def train_llama_tokenizer(folder: Path) -> None:
-    import sentencepiece
-
-    options = {"vocab_size": 300, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
-    options |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}  # as Llama's own
-    options |= {"minloglevel": 2, "model_prefix": str(folder / "tokenizer")}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES), **options)
+    train_sentencepiece(folder)
     kind = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(kind | {"add_bos_token": True}))
 
 
-TOKENIZERS = {"llama": train_llama_tokenizer, "gpt_neox": train_neox_tokenizer}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with quiet(tmp_path_factory.mktemp("cache")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
+TOKENIZERS = {"llama": train_llama_tokenizer, "gpt_neox": train_byte_level}
 
 
 @pytest.fixture(scope="module", params=list(TOKENIZERS))

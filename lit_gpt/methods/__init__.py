@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from lit_gpt.settings import UserError
+from lit_gpt.settings import UserError, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +55,7 @@ class LoRA:
     """Adapt the output head."""
 
     def __post_init__(self) -> None:
-        if self.lora_r < 1:
-            raise UserError(f"--lora_r: must be at least 1, got {self.lora_r}")
+        at_least(1, self, "lora_r")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout: must be in [0, 1), got {self.lora_dropout}")
         if not self.targets:
