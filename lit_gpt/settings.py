@@ -86,6 +86,10 @@ class _Parser(jsonargparse.ArgumentParser):
                 ", ".join("--" + name.strip() for name in found[1].split(",")) + " is required; --help lists all flags"
             )
         if found := re.search(r'Parser key "?([\w.]+)"?: ?(.*)', message):
+            actions = [action for action in self._actions if action.dest == found[1]]
+            if actions and (wrong := re.search(r"Expected a .*?(?:Got|Given) value: (.*)", found[2])):
+                expected = actions[0].metavar or _HelpFormatter("")._get_default_metavar_for_optional(actions[0])
+                return f"--{found[1]}: expected {expected}, got {wrong[1]}"
             return f"--{found[1]}: {found[2]}"
         return message
 

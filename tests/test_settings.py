@@ -26,6 +26,8 @@ class Fruit:
     """Their names."""
     max_seq_length: int | None = None
     """Longest."""
+    size: Literal["s", "xx-l"] | None = None
+    """Of the basket."""
 
     def __post_init__(self) -> None:
         if self.apples < 0:
@@ -53,7 +55,11 @@ def test_values_come_from_field_launcher_file_and_flag_in_this_order(tmp_path) -
         (["--basket", "a", "--appels", "1"], r"unknown flag --appels; did you mean --apples\? --help lists all flags"),
         (["--basket", "a", "--apple", "1"], r"unknown flag --apple; did you mean --apples\?"),
         (["--basket", "a", "--zzzz", "1"], r"unknown flag --zzzz; --help lists all flags"),
-        (["--basket", "a", "--apples", "many"], "--apples: .*int.* many"),
+        (["--basket", "a", "--apples", "many"], "--apples: expected INT, got many$"),
+        (["--basket", "a", "--max_seq_length", "2.5"], "--max_seq_length: expected INT, got 2.5$"),
+        (["--basket", "a", "--ripe", "maybe"], "--ripe: expected {true,false}, got maybe$"),
+        (["--basket", "a", "--names", "3"], r"--names: expected \[ITEM,...\], got 3$"),
+        (["--basket", "a", "--size", "m"], "--size: expected {s,xx-l}, got m$"),
         (["--apples", "1"], "--basket is required"),
         (["--basket", "a", "--apples", "-1"], "--apples: must be at least 0, got -1"),
         (["--config", "no/such.yaml"], "no/such.yaml"),
