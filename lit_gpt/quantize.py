@@ -4,6 +4,8 @@ The blocks' linear layers are quantised; embedding, head and norms stay as they 
 `nn.Linear` by type, so that methods attach to it as to any other.
 """
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ def quantized(
     Raises:
         UserError: bitsandbytes is not installed.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of its own casts, at every call
     try:
         import bitsandbytes as bnb
     except ImportError as error:
@@ -40,6 +43,9 @@ def quantized(
             options = {"quant_type": kind[4:7], "compress_statistics": kind.endswith("-dq")}
             layer = bnb.nn.Linear4bit(in_features, out_features, bias is not None, compute_dtype=compute, **options)
             layer.weight = bnb.nn.Params4bit(weight.to(compute), requires_grad=False, **options)
+            # Where the CPU has bfloat16 instructions, the first call in evaluation mode would repack the weight for a
+            # kernel without gradients, for good: training after a validation would learn from wrong gradients.
+            layer.support_avx512bf16_for_cpu = False
     layer.compute_dtype = compute
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(compute), requires_grad=False)

@@ -93,6 +93,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tests" / "tiny")
 
 
+@pytest.fixture(scope="session")
+def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few samples to finetune on, prepared for the tokenizer of every `make_checkpoint`; do not change it."""
+    rows = [
+        {"instruction": f"Say word {n % 5}{' now' * (n % 3)}.", "input": "", "output": f"the word is {n % 5}"}
+        for n in range(40)
+    ]
+    folder = tmp_path_factory.mktemp("data")
+    write_json(folder / "rows.json", rows)
+    flags = ["--checkpoint_dir", checkpoint, "--data_file", folder / "rows.json", "--destination_path", folder / "rows"]
+    assert command("prepare json", *flags, "--test_split_fraction", 0.2) == 0
+    return folder / "rows"
+
+
 @pytest.fixture(scope="module")
 def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of small task files of ours; the harness and its libraries are silent and leave nothing behind."""

@@ -14,21 +14,6 @@ from lit_gpt.checkpoint import load_gpt, read_finetuned
 from lit_gpt.finetune import duration
 from lit_gpt.settings import UserError
 
-ROWS = [
-    {"instruction": f"Say word {n % 5}{' now' * (n % 3)}.", "input": "", "output": f"the word is {n % 5}"}
-    for n in range(40)
-]
-
-
-@pytest.fixture(scope="module")
-def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "rows.json").write_text(json.dumps(ROWS))
-    flags = ["--checkpoint_dir", checkpoint, "--data_file", folder / "rows.json", "--destination_path", folder / "rows"]
-    assert command("prepare json", *flags, "--test_split_fraction", 0.2) == 0
-    return folder / "rows"
-
-
 FLAGS = ["--precision", "32-true", "--batch_size", 8, "--micro_batch_size", 2, "--learning_rate", 0.05]
 
 
