@@ -113,13 +113,14 @@ def make_job(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(command: list[Any], device: str, log: Path) -> float:
-    """Runs a command and returns the peak of its resident memory in GB.
+def run(command: list[Any], device: str, log: Path) -> dict[str, float]:
+    """Runs a command; gives the peak of its resident memory in GB, and the others' share of the processors meanwhile.
 
     Raises:
         RuntimeError: it failed; ends with what it said last.
     """
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    started, busy = time.perf_counter(), busy_seconds()
     with open(log, "w") as output:
         words = [str(word) for word in command]
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
@@ -128,7 +129,15 @@ def run(command: list[Any], device: str, log: Path) -> float:
     if process.returncode:
         last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
         raise RuntimeError(f"exit code {process.returncode}: {last}")
-    return usage.ru_maxrss * 1024 / 1e9
+    others = busy_seconds() - busy - usage.ru_utime - usage.ru_stime
+    share = others / (time.perf_counter() - started) / os.cpu_count()
+    return {"memory_gb": usage.ru_maxrss * 1024 / 1e9, "others": max(0.0, share)}
+
+
+def busy_seconds() -> float:
+    """Seconds that all processors together have worked, for whomever, since the machine started (Linux)."""
+    user, nice, system, _idle, _wait, *rest = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def run_ours(args: argparse.Namespace, job: dict[str, Any], flags: list[str], folder: Path) -> dict[str, Any]:
@@ -141,7 +150,7 @@ def run_ours(args: argparse.Namespace, job: dict[str, Any], flags: list[str], fo
     command += ["--weight_decay", WEIGHT_DECAY, "--clip_norm", CLIP_NORM, "--lora_r", LORA["r"]]
     command += ["--lora_alpha", LORA["alpha"], "--lora_dropout", args.lora_dropout, "--log_interval", 1]
     command += ["--eval_interval", args.steps, "--save_interval", args.steps, "--eval_iters", 1, *flags]
-    memory = run(command, args.device, folder / "log")
+    usage = run(command, args.device, folder / "log")
     with open(folder / "out" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     counted = [b - a for a, b in itertools.pairwise([0, *(int(row["tokens"]) for row in rows)])]
@@ -151,7 +160,7 @@ def run_ours(args: argparse.Namespace, job: dict[str, Any], flags: list[str], fo
     return {
         "tokens_per_second": [float(row["tokens_per_second"]) for row in rows],
         "losses": [float(row["loss"]) for row in rows],
-        "memory_gb": described["result"]["memory_gb"] if args.device == "cuda" else memory,
+        **usage | ({"memory_gb": described["result"]["memory_gb"]} if args.device == "cuda" else {}),
         "versions": {name: described["versions"][name] for name in ("torch", "lightning")},
     }
 
@@ -164,12 +173,12 @@ def run_peer(
     (folder / "job.json").write_text(json.dumps(job))
     command = [python, ROOT / "bench" / "peers" / f"{name}_lora.py"]
     command += ["--checkpoint_dir", checkpoint, "--job", folder / "job.json", "--out", folder / "result.json"]
-    memory = run(command, args.device, folder / "log")
+    usage = run(command, args.device, folder / "log")
     result = read_json(folder / "result.json")
     return {
         "tokens_per_second": [n / s for n, s in zip(tokens_of(job), result["seconds"], strict=True)],
         "losses": result["losses"],
-        "memory_gb": result["gpu_memory_gb"] if args.device == "cuda" else memory,
+        **usage | ({"memory_gb": result["gpu_memory_gb"]} if args.device == "cuda" else {}),
         "versions": result["versions"],
     }
 
@@ -240,7 +249,8 @@ def measure(args: argparse.Namespace) -> None:
             else:
                 result["runs"].setdefault(system, []).append(done)
                 speed = statistics.median(done["tokens_per_second"][args.skip :])
-                say(f"round {number + 1}: {system} {speed:,.0f} tokens/s, {done['memory_gb']:.2f} GB")
+                used = f"{done['memory_gb']:.2f} GB; others had {done['others']:.0%} of the processors"
+                say(f"round {number + 1}: {system} {speed:,.0f} tokens/s, {used}")
             write_json(args.results, result)
 
 
@@ -263,7 +273,6 @@ def describe(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         "model": args.checkpoint_dir.resolve().name + (" shape, random weights" if args.random_weights else ""),
         "data": TokenDataset(args.data_dir, "train").meta["name"],
         "hardware": hardware(args.device),
-        "load_before": os.getloadavg()[0],
         "commit": commit(),
         "python": platform.python_version(),
         "settings": {key: getattr(args, key) for key in (*chosen, "peak_tflops")},
@@ -331,7 +340,8 @@ def report(result: dict[str, Any]) -> str:
         f"{s['rounds']} rounds. Matmul {rate:.3g} TFLOP/s, "
         f"{result['matmul_parameters'] / 1e6:,.1f} M matmul parameters. "
         f"Python {result['python']}, {known}. Commit {result['commit']}, {result['date']}; "
-        f"load of the machine before: {result['load_before']:.2f}."
+        f"other processes had at most {max((one['others'] for done in runs.values() for one in done), default=0):.0%} "
+        "of the processors during a run."
     )
     failed = "".join(f"\n\nFailed: {name}: {reason}" for name, reason in result["failed"].items())
     heading = f"Loss (nats per supervised token) of {'every step' if len(shown) == s['steps'] else 'some steps'}:"
