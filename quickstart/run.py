@@ -71,10 +71,9 @@ NEXT = f"""The same with a real model, on a GPU with 24 GB:
 
 
 def run(command: str) -> None:
-    """Shows a command and runs it from the repository root; if it fails, so do we, with its exit code."""
+    """Shows a command and runs it; if it fails, so do we, with its exit code."""
     print(f"\n$ python {command}", flush=True)
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(ROOT / OUT / "datasets")}
-    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, env=env)
+    done = subprocess.run([sys.executable, *shlex.split(command)])
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -143,6 +142,9 @@ def main() -> None:
     """Runs the guide and prints what it changed."""
     began = time.perf_counter()
     os.chdir(ROOT)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{ROOT / OUT}/datasets"}
+    # So small a model gains nothing from more threads; on a busy machine they wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number, (title, *commands) in enumerate(GUIDE, 1):
         print(f"\n{number}. {title}", flush=True)
         for command in commands:
