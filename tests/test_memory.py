@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_finetune import FLAGS, command, data  # noqa: F401 - a fixture
+from conftest import command
+from test_finetune import FLAGS
 from test_packing import FAMILIES
 
 from lit_gpt import GPT, Config
@@ -64,7 +65,7 @@ def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
     assert needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, "bnb.nf4-dq").weights < 4e9
 
 
-def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("lit_config.json", "tokenizer.model"):
@@ -81,7 +82,7 @@ def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path,
 
 def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(
     checkpoint: Path,
-    data: Path,  # noqa: F811
+    data: Path,
     tmp_path: Path,
     capsys,
 ) -> None:
