@@ -131,7 +131,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    smooth, decay = [losses[0]], 0.95 ** (100 / max(100, len(losses)))
+    decay = max(0.0, 1 - 40 / len(losses))  # over about a fortieth of the run
+    smooth = losses[:1]
     for loss in losses[1:]:
         smooth.append(decay * smooth[-1] + (1 - decay) * loss)
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
