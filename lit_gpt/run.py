@@ -123,9 +123,10 @@ class Run:
             return False
         value = loss.item()  # waits for the device, so the time below is that of finished work
         if not math.isfinite(value):
+            samples_read = self.work.batches.step_samples(step - 1, self.work.samples)
             raise UserError(
-                f"the loss of step {step} is {value}; lower --learning_rate or check the data; "
-                f"what was saved before is in {s.out_dir}"
+                f"the loss of step {step} is {value}, on samples {', '.join(map(str, samples_read[:8]))} ... of "
+                f"{s.data_dir}; lower --learning_rate or look at them; what was saved before is in {s.out_dir}"
             )
         self.watch.pause()
         seconds, then = self.watch.seconds, self._mark

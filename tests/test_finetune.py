@@ -191,3 +191,29 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "[]"
     assert "--learning_rate" in shown
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(
+    data: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Weights of infinity appear after the third step; the checkpoint of the second stays."""
+    import lit_gpt.run
+
+    folder, out = make_checkpoint(tmp_path / "base"), tmp_path / "out"
+    told = lit_gpt.run.RunLog.step
+
+    def spoil(self, row: dict, iter_ms: float) -> None:
+        told(self, row, iter_ms)
+        if row["step"] == 3:
+            spoiled[0].gpt.wte.weight.data.fill_(float("inf"))
+
+    spoiled = []
+    go = lit_gpt.run.Run.go
+    monkeypatch.setattr(lit_gpt.run.Run, "go", lambda self: (spoiled.append(self), go(self)))
+    monkeypatch.setattr(lit_gpt.run.RunLog, "step", spoil)
+    flags = ["--checkpoint_dir", folder, "--data_dir", data, "--out_dir", out, *FLAGS, "--max_steps", 9]
+    assert command("finetune lora", *flags, "--save_interval", 2) == 2
+    assert "the loss of step 4 is nan, on samples" in capsys.readouterr().err
+    assert (out / "step-000002" / "lit_model_lora_finetuned.pth").is_file()
+    assert not (out / "lit_model_lora_finetuned.pth").exists()
+    assert [row["step"] for row in csv.DictReader((out / "metrics.csv").open())] == ["1", "2", "3"]
