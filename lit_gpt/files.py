@@ -44,6 +44,19 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def results_folder(path: Path) -> None:
+    """Makes the folder of `--out_dir` and tries it, before the long work whose results it gets.
+
+    Raises:
+        UserError: there is a file of that name, or the folder cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f"--out_dir {path}: cannot write there ({error.strerror}); choose another folder") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with atomic(path) as temporary:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lit_gpt.files import results_folder
 from lit_gpt.methods import Method, describe
-from lit_gpt.settings import UserError, at_least
+from lit_gpt.settings import UserError, at_least, check_seed
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -88,6 +89,7 @@ class Finetune:
     def __post_init__(self) -> None:
         at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs", "max_seq_length")
         at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval")
+        check_seed(self.seed)
         if self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"
@@ -140,6 +142,7 @@ def finetune(settings: Finetune, method: Method) -> None:
     work.fit(method, dtype, fabric.device)
     if settings.dry_run:
         return
+    results_folder(settings.out_dir)
     model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
     method.attach(model)
     Run(fabric, settings, method, model.train(), work, tokenizer).go()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_gpt.finetune import Quantize
-from lit_gpt.settings import at_least
+from lit_gpt.settings import at_least, check_seed
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Generate:
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_samples", "max_new_tokens")
+        check_seed(self.seed)
 
 
 @dataclass

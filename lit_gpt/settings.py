@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -37,6 +38,12 @@ def at_least(least: int, settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"--{name}: must be at least {least}, got {value}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless every generator of random numbers takes this seed."""
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"--seed: must be in [0, 4294967295], got {seed}")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -78,9 +85,6 @@ class _Parser(jsonargparse.ArgumentParser):
         if found := re.search(r"unrecognized arguments: (\S+)", message):
             given = found[1].split("=")[0]
             return f"unknown flag {given}; {did_you_mean(given, flags)}--help lists all flags"
-        if found := re.search(r"Option '([^']+)' is not accepted", message):
-            hint = did_you_mean("--" + found[1], flags)
-            return f"unknown key '{found[1]}' in the config file; {hint}--help lists all flags"
         if found := re.search(r"arguments are required: (.+)", message):
             return (
                 ", ".join("--" + name.strip() for name in found[1].split(",")) + " is required; --help lists all flags"
@@ -92,6 +96,41 @@ class _Parser(jsonargparse.ArgumentParser):
                 return f"--{found[1]}: expected {expected}, got {wrong[1]}"
             return f"--{found[1]}: {found[2]}"
         return message
+
+
+class _ConfigFile(jsonargparse.ActionConfigFile):
+    """`--config`: the file is looked through first, so that errors name its line."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        _check_config(values, {action.dest for action in parser._actions})
+        super().__call__(parser, cfg, values, option_string)
+
+
+def _check_config(path: str, known: Iterable[str]) -> None:
+    """Raises UserError unless the file is UTF-8, YAML and has one `key: value` per setting, with known keys."""
+    import yaml
+
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot read it ({error.strerror}); --print_config prints one") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path}: not UTF-8 text; save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place, problem = (f"{path}:{mark.line + 1}", error.problem) if mark else (path, error)
+        raise UserError(f"--config {place}: not YAML ({problem}); write lines such as 'seed: 1'") from error
+    if not isinstance(root, yaml.MappingNode):
+        state = "not a list of settings" if root else "no settings in it"
+        raise UserError(f"--config {path}: {state}; write lines such as 'seed: 1', or see --print_config")
+    seen = set()
+    for key, _ in root.value:
+        name, place = str(key.value), f"{path}:{key.start_mark.line + 1}"
+        if name not in known:
+            raise UserError(f"{place}: unknown key '{name}'; {did_you_mean(name, known)}--help lists all flags")
+        if name in seen:
+            raise UserError(f"{place}: '{name}' is set twice; take one of them out")
+        seen.add(name)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -111,7 +150,7 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"python {prog} [flags]" if prog.endswith(".py") else f"{prog} [flags]"
     parser = _Parser(prog, usage=usage, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", action=jsonargparse.ActionConfigFile)
+    parser.add_argument("--config", action=_ConfigFile)
     parser.add_argument("--debug", action="store_true")
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)

@@ -158,6 +158,15 @@ def test_damaged_weights(damage: str, data: Path, tmp_path: Path, capsys) -> Non
     assert "lit_model.pth" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_an_out_dir_that_is_a_file_is_refused(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    out.write_text("kept")
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", out, *FLAGS, "--max_steps", 1]
+    assert command("finetune lora", *flags) == 2
+    assert f"error: --out_dir {out}: cannot write there" in capsys.readouterr().err
+    assert out.read_text() == "kept"
+
+
 def test_long_samples_are_dropped_or_cut_when_asked(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:
     lengths = sorted(torch.load(data / "train.pt")["lengths"].tolist())
     limit = lengths[-1] - 1

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import SecretStr
 
-from lit_gpt.settings import UserError, parse, run
+from lit_gpt.settings import UserError, check_seed, parse, run
 
 
 @dataclass
@@ -78,8 +78,33 @@ def test_errors_are_one_line_with_exit_code_2(argv: list[str], message: str, cap
 def test_unknown_key_in_a_file_is_named(tmp_path) -> None:
     config = tmp_path / "fruit.yaml"
     config.write_text("appels: 5\nbasket: b\n")
-    with pytest.raises(UserError, match=r"unknown key 'appels'.*; did you mean --apples\? --help lists"):
+    with pytest.raises(UserError, match=r"fruit.yaml:1: unknown key 'appels'; did you mean apples\? --help lists"):
         fruit("--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "fruit.yaml: no settings in it; write"),
+        (b"- a\n", "fruit.yaml: not a list of settings; write"),
+        (b"basket: b\nripe: {{\n", r"fruit.yaml:\d: not YAML \("),
+        (b"basket: b\nripe: \x00\n", r"fruit.yaml: not YAML \("),
+        (b"basket: b\nbasket: c\n", "fruit.yaml:2: 'basket' is set twice"),
+        (b"basket: b\n1: 2\n", "fruit.yaml:2: unknown key '1'"),
+        ("basket: b\n".encode("utf-16"), "fruit.yaml: not UTF-8 text"),
+    ],
+)
+def test_broken_config_files_are_named(content: bytes, message: str, tmp_path) -> None:
+    config = tmp_path / "fruit.yaml"
+    config.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        fruit("--config", str(config))
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_seeds_that_no_generator_takes_are_refused(seed: int) -> None:
+    with pytest.raises(UserError, match=f"--seed: must be in .*, got {seed}$"):
+        check_seed(seed)
 
 
 def test_exit_codes(capsys) -> None:
