@@ -117,6 +117,8 @@ def load_file(path: Path, hint: str) -> dict[str, Any]:
         raise UserError(f"no file {path}; {hint}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is damaged or not a file of ours ({reason}); {hint}") from error

@@ -91,12 +91,12 @@ class Run:
                 max_norm=s.clip_norm,
                 after_step=self._after_step,
             )
+            log.say(f"Training time: {self.watch.seconds:.2f}s")
+            path = s.out_dir / self.file
+            log.say(f"Saving {self.method.name} weights to '{path}'")
+            self._save(path)  # before the log ends: a plot or a logger that fails must not cost what was trained
         finally:
             log.close()
-        log.say(f"Training time: {self.watch.seconds:.2f}s")
-        path = s.out_dir / self.file
-        log.say(f"Saving {self.method.name} weights to '{path}'")
-        self._save(path)
         memory = peak_memory_gb(self.fabric.device)
         log.say(f"Memory used: {memory:.2f} GB")
         result = {"steps": done, "samples": min(done * s.batch_size, self.work.samples), "tokens": self.tokens_done}

@@ -368,7 +368,7 @@ BROKEN = {
     "blank": ("json", b" \n\n", "is empty"),
     "mark only": ("json", b"\xef\xbb\xbf", "is empty"),
     "no rows": ("json", b"[]", "no rows for the train split"),
-    "one row": ("json", GOOD, "no rows for the train split"),
+    "one row": ("json", GOOD, "no rows for the train split; left out: none; at least one usable row"),
     "all empty": ("json", b'{"instruction": "x", "output": ""}\n' * 3, "left out: 3 empty output"),
     "status": ("alpaca_libre", GOOD, ":1: no key 'status' among 'instruction, output'"),
     "fields": ("csv", b"instruction,output\n\na,b\n1,2,3\n", ":4: 3 fields where the header has 2: '1,2,3'"),

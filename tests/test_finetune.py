@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import command, make_checkpoint
 
-from lit_gpt.checkpoint import load_gpt, read_finetuned
+from lit_gpt.checkpoint import load_file, load_gpt, read_finetuned
 from lit_gpt.finetune import duration
 from lit_gpt.settings import UserError
 
@@ -165,6 +165,28 @@ def test_an_out_dir_that_is_a_file_is_refused(checkpoint: Path, data: Path, tmp_
     assert command("finetune lora", *flags) == 2
     assert f"error: --out_dir {out}: cannot write there" in capsys.readouterr().err
     assert out.read_text() == "kept"
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "lit_model.pth"
+    path.touch()
+    monkeypatch.setattr(torch, "load", refused)
+    with pytest.raises(UserError, match=r"cannot read .*lit_model.pth: Permission denied; check its permissions"):
+        load_file(path, "convert the checkpoint first")
+
+
+def test_a_plot_that_fails_costs_no_weights(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(rows: list, path: Path) -> None:
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("lit_gpt.runlog.plot_losses", full)
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", tmp_path, *FLAGS, "--max_steps", 1]
+    assert command("finetune lora", *flags) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert (tmp_path / "lit_model_lora_finetuned.pth").is_file()
 
 
 def test_long_samples_are_dropped_or_cut_when_asked(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:

@@ -18,7 +18,7 @@ from lit_gpt.data import sources
 from lit_gpt.data.sources import Sample
 from lit_gpt.files import sha256
 from lit_gpt.prompts import get_style
-from lit_gpt.settings import UserError
+from lit_gpt.settings import UserError, check_seed
 from lit_gpt.tokenizer import Tokenizer
 
 ALPACA = "https://raw.githubusercontent.com/tloen/alpaca-lora/main/alpaca_data_cleaned_archive.json"
@@ -70,8 +70,7 @@ class Prepare:
         get_style(self.prompt_style)
         if not 0 < self.test_split_fraction < 1:
             raise UserError(f"--test_split_fraction: {self.test_split_fraction} is not between 0 and 1")
-        if not 0 <= self.seed < 1 << 32:
-            raise UserError(f"--seed: {self.seed} is not between 0 and {(1 << 32) - 1}")
+        check_seed(self.seed)
         if self.max_seq_length is not None and self.max_seq_length < 3:
             raise UserError(f"--max_seq_length: {self.max_seq_length} leaves no room for a prompt and an answer")
         if self.truncate and self.max_seq_length is None:
@@ -156,7 +155,10 @@ def _prepare(settings: Prepare, name: str, read: Reader, take: Taker, urls: list
         train, test = _split(train, settings)
     for split, samples in (("train", train), ("test", test)):
         if not samples:
-            raise UserError(f"{files[0]}: no rows for the {split} split; left out: {_listed(dropped) or 'none'}")
+            raise UserError(
+                f"{files[0]}: no rows for the {split} split; left out: {_listed(dropped) or 'none'}; "
+                "at least one usable row is needed to learn from and one to test on"
+            )
 
     from lit_gpt.data.dataset import write_dataset  # imports torch, which errors and --help do without
 
