@@ -428,7 +428,7 @@ def test_broken_rows_can_be_left_out(checkpoint: Path, tmp_path: Path, capsys: p
         (["--map", "input=context"], ":1: no key 'context' among"),
         (["--prompt_style", "alpca"], "did you mean alpaca?"),
         (["--test_split_fraction", "1"], "--test_split_fraction: 1.0 is not between 0 and 1"),
-        (["--seed", "-1"], "--seed: -1 is not between"),
+        (["--seed", "-1"], "--seed: must be in"),
         (["--max_seq_length", "2"], "--max_seq_length: 2 leaves no room"),
         (["--max_seq_length", "9"], "left out: 40 longer than 9 tokens"),
         (["--truncate", "true"], "needs --max_seq_length"),
