@@ -60,7 +60,7 @@ run() {
         case $name in
             full) part full 200 --systems ours --steps "${FULL_STEPS:-157}" ;;
             compare) part compare 360 --steps "${STEPS:-6}" --skip 1 \
-                --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt,ours-compile ;;
+                --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt ;;
             curves) part curves 180 --steps "${STEPS:-6}" --skip 1 --lora_dropout 0 \
                 --systems ours,ours-padded,ours-low_memory ;;
         esac

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lit_gpt.config import Config
+from lit_gpt.loss import CHUNK_BYTES
 from lit_gpt.methods import Method
 from lit_gpt.model import meta_gpt
 
@@ -18,8 +19,8 @@ QUANTIZED_BYTES = {"bnb.nf4": 0.5 + 4 / 64, "bnb.nf4-dq": 0.5 + 1 / 64 + 4 / 64 
 QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZED_BYTES["bnb.nf4-dq"]}
 """Bytes of a weight: its bits, and a scale for every 64 of them."""
 
-HEAD_BYTES = 160_000_000
-"""Logits of a chunk of the loss in float32, and in 16 bits; see `lit_gpt.loss`."""
+HEAD_BYTES = 5 * CHUNK_BYTES
+"""A chunk of the loss (`lit_gpt.loss`): logits and gradient in both types, and the head as its product has it."""
 
 
 @dataclass
