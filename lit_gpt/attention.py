@@ -5,9 +5,9 @@ An `Attend` is what the model calls in every layer with its rotated queries and 
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,10 @@ class Pack:
         return torch.cat(places)[None].to(self.device, non_blocking=True)
 
     def attend(self, layer: int, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor) -> Tensor:
-        """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise piece by piece."""
+        """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise in tiles."""
         if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16):
             return self._varlen(q_1HTD, k_1GTD, v_1GTD)
-        return _Pieces.apply(q_1HTD, k_1GTD, v_1GTD, self)
+        return _Tiles.apply(q_1HTD, k_1GTD, v_1GTD, self.tiles)
 
     @cached_property
     def pieces(self) -> list[tuple[slice, slice | None]]:
@@ -66,6 +66,24 @@ class Pack:
         return [
             (own, None if parent is None else places[parent]) for own, parent in zip(places, self.parents, strict=True)
         ]
+
+    @cached_property
+    def tiles(self) -> "list[Tile]":
+        """The row in runs of `ROWS` queries, each with the keys that some of them see."""
+        owner = torch.repeat_interleave(torch.tensor(self.lengths))
+        parent = torch.tensor([-1 if index is None else index for index in self.parents])[owner]
+        place, tiles = torch.arange(len(owner)), []
+        for start in range(0, len(owner), ROWS):
+            rows = slice(start, min(start + ROWS, len(owner)))
+            pieces = self.pieces[int(owner[rows.start]) : int(owner[rows.stop - 1]) + 1]
+            begin = pieces[0][0].start
+            before = sorted({above.start: above.stop for _, above in pieces if above and above.start < begin}.items())
+            keys = [slice(*ends) for ends in before] + [slice(begin, rows.stop)]
+            q, k = place[rows, None], torch.cat([place[part] for part in keys])
+            seen = ((owner[k] == owner[q]) | (owner[k] == parent[q])) & (k <= q)
+            hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+            tiles.append(Tile(rows, keys, hidden.to(self.device, non_blocking=True)))
+        return tiles
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor, int, int, Tensor | None]:
@@ -105,84 +123,84 @@ class Pack:
         return y_THD.transpose(0, 1)[None]
 
 
-ROWS = 256
-"""Queries of a piece that are computed at once: scores of more would be large, and half of them masked."""
+ROWS = 64
+"""Queries of a tile. More of them share one product, but more of its scores are hidden."""
 
 
-class _Pieces(torch.autograd.Function):
-    """The attention of a `Pack`, piece by piece in float32 matrix products; keeps query, key and value only.
+class Tile(NamedTuple):
+    """Consecutive queries of a row, and what they see."""
 
-    At the lengths of instruction samples this takes a fraction of the time of PyTorch's fused CPU kernel.
+    rows: slice
+    keys: list[slice]
+    """Where the keys lie; together they are S."""
+    hidden_TS: Tensor
+    """0 for a key that a query sees, otherwise minus infinity."""
+
+
+class _Tiles(torch.autograd.Function):
+    """The attention of a `Pack` in float32 matrix products, tile by tile; keeps query, key and value only.
+
+    At the lengths of instruction samples this takes a fraction of the time of PyTorch's fused CPU kernel, which must be
+    called for every sample. R is H / G, the number of queries that share a key.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, pack: Pack) -> Tensor:
+    def forward(ctx: Any, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, tiles: list[Tile]) -> Tensor:
         ctx.save_for_backward(q_1HTD, k_1GTD, v_1GTD)
-        ctx.pack = pack
-        q, k, v = _Pieces.widen(q_1HTD, k_1GTD, v_1GTD)
-        y = torch.empty_like(q)
-        for piece in pack.pieces:
-            for rows, prob, _, values in _Pieces.blocks(q, k, v, piece):
-                y[:, :, rows] = (prob @ values).view_as(y[:, :, rows])
-        return _Pieces.narrow(y, q_1HTD)
+        ctx.tiles = tiles
+        G = k_1GTD.size(1)
+        q_GRTD, k_GTD, v_GTD = _widen(q_1HTD, G), _widen(k_1GTD), _widen(v_1GTD)
+        y_1HTD = _empty(q_1HTD)
+        y_GRTD = y_1HTD[0].unflatten(0, (G, -1))
+        for tile in tiles:
+            prob, _, values = _probabilities(q_GRTD, k_GTD, v_GTD, tile)
+            y = y_GRTD[:, :, tile.rows]
+            y.copy_((prob @ values).view(y.shape))
+        return y_1HTD
 
     @staticmethod
     def backward(ctx: Any, dy_1HTD: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        q, k, v = _Pieces.widen(*saved)
-        (dy,) = _Pieces.widen(dy_1HTD, groups=k.size(0))
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for own, parent in ctx.pack.pieces:
-            shared = 0 if parent is None else parent.stop - parent.start
-            dkeys = k.new_zeros(k.size(0), shared + own.stop - own.start, k.size(2))
-            dvalues = torch.zeros_like(dkeys)
-            for rows, prob, keys, values in _Pieces.blocks(q, k, v, (own, parent)):
-                up = dy[:, :, rows].flatten(1, 2)
-                seen = slice(keys.size(1))
-                dvalues[:, seen] += prob.mT @ up
-                dscores = torch.ops.aten._softmax_backward_data(up @ values.mT, prob, -1, prob.dtype)
-                dq[:, :, rows] = (dscores @ keys).view_as(dq[:, :, rows])
-                dkeys[:, seen] += dscores.mT @ q[:, :, rows].flatten(1, 2)
-            for total, part in ((dk, dkeys), (dv, dvalues)):
-                total[:, own] += part[:, shared:]
-                if parent is not None:
-                    total[:, parent] += part[:, :shared]
-        dq *= q.size(-1) ** -0.5
-        return *(_Pieces.narrow(d, x) for d, x in zip((dq, dk, dv), saved, strict=True)), None
+        q_1HTD, k_1GTD, v_1GTD = ctx.saved_tensors
+        G, scale = k_1GTD.size(1), q_1HTD.size(-1) ** -0.5
+        q_GRTD, k_GTD, v_GTD, dy_GRTD = _widen(q_1HTD, G), _widen(k_1GTD), _widen(v_1GTD), _widen(dy_1HTD, G)
+        dq_1HTD, dk_GTD, dv_GTD = _empty(q_1HTD), torch.zeros_like(k_GTD), torch.zeros_like(v_GTD)
+        dq_GRTD = dq_1HTD[0].unflatten(0, (G, -1))
+        for tile in ctx.tiles:
+            prob, keys, values = _probabilities(q_GRTD, k_GTD, v_GTD, tile)
+            q, dy = (x[:, :, tile.rows].flatten(1, 2) for x in (q_GRTD, dy_GRTD))
+            dscores = torch.ops.aten._softmax_backward_data(dy @ values.mT, prob, -1, prob.dtype).mul_(scale)
+            dq = dq_GRTD[:, :, tile.rows]
+            dq.copy_((dscores @ keys).view(dq.shape))
+            sizes = [part.stop - part.start for part in tile.keys]
+            for total, found in ((dk_GTD, dscores.mT @ q), (dv_GTD, prob.mT @ dy)):
+                for part, gradient in zip(tile.keys, found.split(sizes, 1), strict=True):
+                    total[:, part] += gradient
+        dk_1GTD, dv_1GTD = _empty(k_1GTD).copy_(dk_GTD), _empty(v_1GTD).copy_(dv_GTD)
+        return dq_1HTD, dk_1GTD, dv_1GTD, None
 
-    @staticmethod
-    def widen(x_1HTD: Tensor, *others: Tensor, groups: int | None = None) -> list[Tensor]:
-        """The first argument as (G, H / G, T, D), scaled if it is a query; keys and values as (G, T, D); float32."""
-        wide = torch.promote_types(x_1HTD.dtype, torch.float32)
-        first = x_1HTD[0].to(wide, memory_format=torch.contiguous_format)
-        groups = groups or others[0].size(1)
-        if others:
-            first = first * x_1HTD.size(-1) ** -0.5
-        return [first.unflatten(0, (groups, -1)).contiguous(), *(x[0].to(wide).contiguous() for x in others)]
 
-    @staticmethod
-    def narrow(x: Tensor, like_1HTD: Tensor) -> Tensor:
-        """Back to the shape and type of the model's tensors, in memory as (T, H, D), where the next layer reads it."""
-        x_HTD = x.flatten(0, 1) if x.dim() == 4 else x
-        return x_HTD.transpose(0, 1).to(like_1HTD.dtype).contiguous().transpose(0, 1)[None]
+def _probabilities(q_GRTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """A tile's probabilities (G, R * rows, S), and the S keys and values."""
+    keys, values = (
+        x[:, tile.keys[0]] if len(tile.keys) == 1 else torch.cat([x[:, part] for part in tile.keys], 1)
+        for x in (k_GTD, v_GTD)
+    )
+    scores = q_GRTD[:, :, tile.rows].flatten(1, 2) @ keys.mT
+    scores_GRTS = scores.unflatten(1, (q_GRTD.size(1), -1))
+    torch.add(tile.hidden_TS, scores_GRTS, alpha=q_GRTD.size(-1) ** -0.5, out=scores_GRTS)
+    return scores.softmax(-1), keys, values
 
-    @staticmethod
-    def blocks(
-        q: Tensor, k: Tensor, v: Tensor, piece: tuple[slice, slice | None]
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Blocks of a piece's queries: their rows, probabilities (G, H / G * rows, S), and the S keys and values."""
-        own, parent = piece
-        keys, values = k[:, own], v[:, own]
-        if parent is not None:
-            keys, values = torch.cat((k[:, parent], keys), 1), torch.cat((v[:, parent], values), 1)
-        for start in range(own.start, own.stop, ROWS):
-            rows = slice(start, min(start + ROWS, own.stop))
-            n = rows.stop - rows.start
-            seen = keys.size(1) - (own.stop - rows.stop)
-            scores = q[:, :, rows].flatten(1, 2) @ keys[:, :seen].mT
-            future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-            scores.unflatten(1, (-1, n))[..., -n:].masked_fill_(future, -torch.inf)
-            yield rows, scores.softmax(-1), keys[:, :seen], values[:, :seen]
+
+def _widen(x_1HTD: Tensor, groups: int | None = None) -> Tensor:
+    """As (H, T, D), or (G, R, T, D), in at least float32 and contiguous."""
+    dtype = torch.promote_types(x_1HTD.dtype, torch.float32)
+    x_HTD = torch.empty(x_1HTD.shape[1:], dtype=dtype, device=x_1HTD.device).copy_(x_1HTD[0])
+    return x_HTD if groups is None else x_HTD.unflatten(0, (groups, -1))
+
+
+def _empty(like_1HTD: Tensor) -> Tensor:
+    """A tensor of the same shape and type, in memory as (T, H, D), where the next layer reads it."""
+    return torch.empty_like(like_1HTD.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 class KVCache:

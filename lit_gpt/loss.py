@@ -12,13 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 32_000_000
-"""Bytes of the float32 logits of a chunk."""
+CHUNK_BYTES = 33_000_000
+"""Bytes of the logits of a chunk: of the rows that go through the head at once."""
+
+CACHED_BYTES = 2_000_000
+"""Bytes of the float32 probabilities that the CPU works on at once: they stay in its cache."""
 
 
 def head_loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
     """Sum over N of weight * cross-entropy, in nats, of head(x) against the labels; a scalar of at least float32."""
-    rows = max(1, CHUNK_BYTES // (4 * head_rows(head)))
+    most = max(1, CHUNK_BYTES // (x_NC.element_size() * head_rows(head)))
+    chunks = max(1, -(-len(x_NC) // most))
+    rows = -(-len(x_NC) // chunks)  # all alike: a small chunk reads the whole head, too
     if type(head) is nn.Linear and not head.weight.requires_grad:
         return _FrozenHeadLoss.apply(x_NC, head.weight, head.bias, labels_N, weights_N, rows)
     parts = []
@@ -72,18 +77,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
         start = 0
         with torch.autocast(device, enabled=False):
             for x_chunk, labels, weights in zip(*_split(rows, x, labels_N, weights_N), strict=True):
-                logits = _wide(F.linear(x_chunk, weight, bias))  # from here on all happens in its memory
-                logits.sub_(logits.amax(-1, keepdim=True))
-                right = logits.gather(-1, labels[:, None])
-                sums = logits.exp_().sum(-1, keepdim=True)
-                losses = sums.log() - right
-                total += (losses if weights is None else losses * weights[:, None]).sum()
+                logits = F.linear(x_chunk, weight, bias)
+                total += _losses(logits, labels, weights, wanted)
                 if wanted:
-                    gradient = logits.div_(sums)
-                    gradient.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
-                    if weights is not None:
-                        gradient *= weights[:, None]
-                    torch.mm(gradient.to(dtype), weight, out=gradient_NC[start : start + len(labels)])
+                    torch.mm(logits, weight, out=gradient_NC[start : start + len(labels)])
                 start += len(labels)
         if wanted:
             ctx.save_for_backward(gradient_NC)
@@ -95,3 +92,18 @@ class _FrozenHeadLoss(torch.autograd.Function):
         """Scales what the forward pass has computed."""
         (gradient_NC,) = ctx.saved_tensors
         return (gradient_NC * scale.to(gradient_NC.dtype)).to(ctx.x_dtype), None, None, None, None, None
+
+
+def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradient: bool) -> Tensor:
+    """Sum of the weighted cross-entropies; their gradient with respect to the logits takes the logits' place."""
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    rows = max(1, CACHED_BYTES // (4 * logits_NV.size(1))) if logits_NV.device.type == "cpu" else len(labels_N)
+    total = torch.zeros((), device=logits_NV.device, dtype=wide)
+    for logits, labels, weights in zip(*_split(rows, logits_NV, labels_N, weights_N), strict=True):
+        log_p = torch.log_softmax(logits, -1, dtype=wide)
+        losses = -log_p.gather(-1, labels[:, None])
+        total += (losses if weights is None else losses * weights[:, None]).sum()
+        if gradient:
+            log_p.exp_().scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
+            logits.copy_(log_p if weights is None else log_p.mul_(weights[:, None]))
+    return total

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import low_rank_add, rms_norm, silu_product
+from lit_gpt.lean import drop_mask, low_rank_add, rms_norm, silu_product
 from lit_gpt.methods import LoRA
 
 
@@ -35,13 +35,26 @@ def test_low_rank_add(dropout: float) -> None:
 
     def plain() -> torch.Tensor:
         torch.manual_seed(1)
-        keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout)
-        return F.linear(x, W) + 1.5 * F.linear(F.linear(x * keep / (1 - dropout), A), B)
+        drop, share = drop_mask(x, dropout) if dropout else (torch.zeros_like(x, dtype=torch.bool), 0.0)
+        return F.linear(x, W) + 1.5 * F.linear(F.linear(x * ~drop / (1 - share), A), B)
 
     assert torch.allclose(ours(), plain(), rtol=1e-12)
     upstream = torch.randn(2, 5, 6, dtype=torch.float64)
     found, expected = (torch.autograd.grad(f(), (x, A, B), upstream) for f in (ours, plain))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dropout", [1e-9, 0.05, 0.5, 0.999999])
+def test_drop_mask(dropout: float) -> None:
+    """Every element is dropped with the share that is returned, those of one draw independently of each other."""
+    torch.manual_seed(0)
+    drop, share = drop_mask(torch.empty(250_001, 4), dropout)
+    assert share == pytest.approx(dropout, abs=2**-16)
+    assert 0 < share < 1
+    deviations = (drop.double().mean(0) - share) / (share * (1 - share) / len(drop)) ** 0.5
+    assert deviations.abs().max() < 5
+    if dropout in (0.05, 0.5):
+        assert torch.corrcoef(drop.double().T).fill_diagonal_(0).abs().max() < 0.01
 
 
 def test_dropout_drops_its_share_in_training_only() -> None:
