@@ -60,7 +60,7 @@ def load_gpt(
         quantize = read_finetuned(finetuned).get("quantize")
     model = meta_gpt(config)
     done = _quantize_blocks(model, folder, quantize, dtype, device) if quantize not in (None, "none") else set()
-    state = {name: weight for name, weight in _open_weights(folder).items() if name not in done}
+    state = {name: weight for name, weight in open_weights(folder).items() if name not in done}
     if config.tie_embeddings:
         state.setdefault("lm_head.weight", state.get("wte.weight"))
     for name in state:  # one at a time: the copy on the device is the only one
@@ -80,7 +80,12 @@ def load_gpt(
     return model.requires_grad_(False).eval()
 
 
-def _open_weights(folder: Path) -> dict[str, Tensor]:
+def open_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a converted checkpoint, without reading them yet.
+
+    Raises:
+        UserError: `lit_model.pth` is missing or damaged.
+    """
     return load_file(folder / "lit_model.pth", "convert the checkpoint first (scripts/convert_hf_checkpoint.py)")
 
 
@@ -93,7 +98,7 @@ def _quantize_blocks(
     """
     used: set[str] = set()
     for index, block in enumerate(model.blocks):
-        state = _open_weights(folder)
+        state = open_weights(folder)
         for name, module in list(block.named_modules()):
             if isinstance(module, nn.Linear):
                 place = f"blocks.{index}.{name}"

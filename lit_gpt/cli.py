@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "finetune lora": ("finetune:finetune", "finetune:Finetune", "methods:LoRA"),
     "generate base": ("generate:generate_base", "generate:Generate"),
     "generate lora": ("generate:generate_lora", "generate:GenerateLoRA"),
+    "merge lora": ("merge:merge_lora", "merge:Merge"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
 }
 

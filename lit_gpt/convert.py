@@ -6,14 +6,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.config import Config
 from lit_gpt.files import atomic, read_json, size_text
 from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -38,26 +41,52 @@ def convert(settings: Convert) -> None:
 
     import torch
 
-    from lit_gpt.archive import write_archive
     from lit_gpt.hf_weights import check, find_shards, read
 
     shards = find_shards(folder)
     layout = check(shards, config, getattr(torch, settings.dtype) if settings.dtype else None)
+    summary = write_checkpoint(folder, config, layout, read(shards, config), {"source": _source(folder)})
+    print(
+        f"{summary} in {time.perf_counter() - started:.1f} s, peak memory {_peak_memory():.1f} GB "
+        f"-> {folder / 'lit_model.pth'}\n"
+        f'next: python generate/base.py --checkpoint_dir {folder} --prompt "Hello, my name is"',
+        file=sys.stderr,
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    config: Config,
+    layout: "dict[str, Tensor]",
+    tensors: "Iterable[tuple[str, Tensor]]",
+    about: dict[str, Any],
+) -> str:
+    """Writes `lit_model.pth`, tensor by tensor, and `lit_config.json`; earlier ones stay until the new ones are whole.
+
+    Args:
+        layout: see `archive.write_archive`, as for `tensors`.
+        about: what `lit_config.json` says besides `config`, the type of the weights and their digest.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        UserError: the disk is too small.
+    """
+    import torch
+
+    from lit_gpt.archive import write_archive
+
     dtype = str(max(layout.values(), key=torch.numel).dtype).removeprefix("torch.")
     size = sum(tensor.nbytes for tensor in layout.values())
     _check_space(folder, size)
     # The weights take their name when the description is written too, and the description takes its own last.
     with atomic(folder / "lit_config.json") as description, atomic(folder / "lit_model.pth") as archive:
         with _progress(size) as progress:
-            digest = write_archive(archive, layout, read(shards, config), progress)
-        about = {"dtype": dtype, "weights_sha256": digest, "source": _source(folder)}
-        description.write_text(json.dumps({**config.to_dict(), **about}, indent=2) + "\n", encoding="utf-8")
-    print(
-        f"{_short(sum(tensor.numel() for tensor in layout.values()))} parameters, {dtype}, {size_text(size)} in "
-        f"{time.perf_counter() - started:.1f} s, peak memory {_peak_memory():.1f} GB -> {folder / 'lit_model.pth'}\n"
-        f'next: python generate/base.py --checkpoint_dir {folder} --prompt "Hello, my name is"',
-        file=sys.stderr,
-    )
+            digest = write_archive(archive, layout, tensors, progress)
+        facts = {**config.to_dict(), "dtype": dtype, "weights_sha256": digest, **about}
+        description.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return f"{_short(sum(tensor.numel() for tensor in layout.values()))} parameters, {dtype}, {size_text(size)}"
 
 
 def _read_config(folder: Path) -> Config:
@@ -77,9 +106,7 @@ def _source(folder: Path) -> dict[str, Any] | None:
 def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size * 1.01 > free:  # names and padding besides
-        raise UserError(
-            f"the converted model takes {size_text(size)}, {size_text(free)} free on {folder}; free some space"
-        )
+        raise UserError(f"the model takes {size_text(size)}, {size_text(free)} free on {folder}; free some space")
 
 
 @contextlib.contextmanager
@@ -92,7 +119,7 @@ def _progress(size: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress("converting", *columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress("writing", *columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=size)
         yield lambda step: bar.advance(task, step)
 

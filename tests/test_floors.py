@@ -15,10 +15,10 @@ FLOORS = [
     {"quantize"},
     {"methods", "hub", "hf_weights"},
     {"checkpoint", "convert", "data", "decode"},
-    {"memory", "train", "runlog"},
+    {"memory", "parts", "train", "runlog"},
     {"workload"},
     {"run"},
-    {"generate", "finetune", "harness", "evaluate"},
+    {"generate", "finetune", "merge", "harness", "evaluate"},
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "scripts", "eval"]

@@ -41,10 +41,12 @@ class LoRALinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """The base layer with the update folded into its weight, computed in float32 and rounded once."""
-        update = (self.lora_B @ self.lora_A) * self.scale
+        weight = dequantized(self.base, torch.float32)
+        weight = weight.clone() if weight is self.base.weight else weight
+        weight.addmm_(self.lora_B, self.lora_A, alpha=self.scale)  # in place: a head's weight takes gigabytes
         dtype = self.base.compute_dtype if is_quantized(self.base) else self.base.weight.dtype
         linear = nn.Linear(self.base.in_features, self.base.out_features, device="meta")
-        linear.weight = nn.Parameter((dequantized(self.base, torch.float32) + update).to(dtype), requires_grad=False)
+        linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         linear.bias = self.base.bias
         return linear
 
