@@ -39,6 +39,7 @@ OURS = {
     "ours-unshared": ("this project, prefix not shared", ["--share_prefix", "false"]),
     "ours-padded": ("this project, padded", ["--pack_length", "0"]),
     "ours-low_memory": ("this project, low memory", ["--low_memory", "true"]),
+    "ours-compile": ("this project, compiled", ["--compile", "true"]),
     "ours-nf4-dq": ("this project, nf4-dq, low memory", ["--quantize", "bnb.nf4-dq", "--low_memory", "true"]),
 }
 """Name -> what the table calls it, and its flags."""

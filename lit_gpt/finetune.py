@@ -65,6 +65,8 @@ class Finetune:
     """Memory that the run may take in GB; unset: what the GPU has, on the CPU no limit."""
     low_memory: bool = False
     """Recompute all blocks in the backward pass: slower, least memory."""
+    compile: bool = False
+    """Compile the blocks at the start, and fill all packs up to --pack_length; the run says whether that pays."""
     dry_run: bool = False
     """Print the plan of the memory, before any weight is loaded, and end."""
     eval_interval: int = 100
@@ -106,6 +108,10 @@ class Finetune:
             raise UserError(f"--loggers: unknown {unknown[0]}; known are tensorboard and wandb")
         if self.quantize and not self.precision.endswith("-true"):
             raise UserError(f"--quantize {self.quantize} needs --precision bf16-true or 32-true, got {self.precision}")
+        if self.compile and self.pack_length == 0:
+            raise UserError("--compile needs packs, which all have one shape; give a --pack_length")
+        if self.compile and self.quantize:
+            raise UserError("--compile does not work with quantised layers; leave it or --quantize out")
         self.time_limit = duration(self.max_time)
 
 

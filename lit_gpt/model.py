@@ -93,6 +93,22 @@ class GPT(nn.Module):
                 x_BTC = block(x_BTC, rope, attend)
         return x_BTC
 
+    def compile_blocks(self) -> None:
+        """Lets training run compiled blocks, all of them the same code: it is made for the first batch and its shape.
+
+        Attention stays outside, as it is put together anew for every batch. What needs no gradient runs as before:
+        validation, generation, and a first block whose input is not trained, which would be compiled separately.
+        """
+        from torch._functorch import config
+
+        # By default it would keep dropped copies of the adapters' inputs beside the masks, more than plain blocks keep.
+        config.aggressive_recomputation = True
+        # On the CPU the compiler's own random numbers, for dropout, take longer than PyTorch's.
+        options = {"dynamic": False, "options": {"fallback_random": self.wte.weight.device.type == "cpu"}}
+        halves = torch.compile(Block.before, **options), torch.compile(Block.after, **options)
+        for block in self.blocks:
+            block.compiled = halves
+
     def loss_sum(
         self,
         idx_BT: Tensor,
@@ -131,21 +147,39 @@ def meta_gpt(config: Config) -> GPT:
         return GPT(config)
 
 
+Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
+"""`Block.before` and `Block.after`, compiled."""
+
+
 class Block(nn.Module):
     """Attention and MLP around a residual stream, one after the other or side by side (`parallel_residual`)."""
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.parallel = config.parallel_residual
+        self.layer, self.parallel = layer, config.parallel_residual
         self.norm_1 = build_norm(config)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config)
         self.norm_2 = None if config.shared_norm else build_norm(config)
         self.mlp = MLPS[config.mlp](config)
+        self.compiled: Halves | None = None
+        """What training calls instead of `before` and `after`; see `GPT.compile_blocks`."""
 
     def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
+        before, after = self.compiled if self.compiled and x_BTC.requires_grad else (Block.before, Block.after)
+        n_BTC, *heads = before(self, x_BTC, rope)
+        y_BHTD = attend(self.layer, *heads)
+        del heads  # where no gradient needs them, they are not to lie beside the MLP's
+        return after(self, x_BTC, n_BTC, y_BHTD)
+
+    def before(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that is done before tokens look at each other: the normed input, queries, keys and values."""
         n_BTC = self.norm_1(x_BTC)
-        a_BTC = self.attn(n_BTC, rope, attend)
+        return n_BTC, *self.attn.heads(n_BTC, rope)
+
+    def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor) -> Tensor:
+        """All that is done with what attention gives, (B, T, C)."""
+        a_BTC = self.attn.out(y_BHTD)
         if self.parallel:
             return x_BTC + a_BTC + self.mlp(n_BTC if self.norm_2 is None else self.norm_2(x_BTC))
         x_BTC = x_BTC + a_BTC
@@ -155,23 +189,26 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head, grouped-query or multi-query attention: G key and value heads serve H query heads."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.layer, self.head_size = layer, config.head_size
+        self.head_size = config.head_size
         queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
         self.q = nn.Linear(config.n_embd, queries, bias=config.qkv_bias)
         self.k = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.v = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.o = nn.Linear(queries, config.n_embd, bias=config.out_bias)
 
-    def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def heads(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, H, T, D) and keys (B, G, T, D), and values (B, G, T, D)."""
         B, T, _ = x_BTC.shape
         q_BTHD = rotate(self.q(x_BTC).view(B, T, -1, self.head_size), *rope)
         k_BTGD = rotate(self.k(x_BTC).view(B, T, -1, self.head_size), *rope)
         v_BTGD = self.v(x_BTC).view(B, T, -1, self.head_size)
-        y_BHTD = attend(self.layer, q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2))
-        return self.o(y_BHTD.transpose(1, 2).reshape(B, T, -1))
+        return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
+
+    def out(self, y_BHTD: Tensor) -> Tensor:
+        """The heads' outputs brought together, (B, T, C)."""
+        return self.o(y_BHTD.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -23,7 +23,7 @@ from lit_gpt.prompts import get_style
 from lit_gpt.runlog import RunLog, Stopwatch, peak_memory_gb
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
-from lit_gpt.train import learning_rate, train, validate
+from lit_gpt.train import learning_rate, loss_sum, train, validate
 from lit_gpt.workload import Workload
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Run:
             f"{self.work.samples / len(self.work.batches.samples):.2f} epochs; warm-up {self.work.warmup} steps"
         )
         try:
+            if s.compile:
+                self._compile()
             log.say("Validating ...")
             first_loss = self._validate()
             log.say(f"step 0: val loss {first_loss:.4f}")
@@ -109,6 +111,44 @@ class Run:
         log.say(
             f"Next: python generate/{self.method.name}.py --checkpoint_dir {s.checkpoint_dir} "
             f'--{self.method.name}_path {path} --prompt "..."'
+        )
+
+    def _compile(self) -> None:
+        """Compiles the blocks, tries them on a pack, and says what that took and when it pays.
+
+        Raises:
+            UserError: there is no compiler, or it fails.
+        """
+        self.log.say("Compiling the blocks ...")
+        device = self.fabric.device
+        pack = self.work.batches.step(0, self.work.samples)[-1].to(device)
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            self.fabric.backward(loss_sum(self.model, pack))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.optimizer.zero_grad()
+            return time.perf_counter() - start
+
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the run draws as if this had not been
+            plain = min(seconds() for _ in range(2))
+            self.gpt.compile_blocks()
+            try:
+                first = seconds()
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(
+                    f"--compile: {type(error).__name__}: {reason}; it needs a C++ compiler such as g++ "
+                    "(and Triton on a GPU): install it, or leave --compile out"
+                ) from error
+            compiled = min(seconds() for _ in range(2))
+        packs, filling = self.work.filled()
+        saved = packs * (plain * (1 - filling) - compiled)
+        self.log.say(
+            f"Compiled in {first - compiled:.0f} s. A step takes about {packs * compiled:.2f} s, without --compile "
+            f"{packs * plain * (1 - filling):.2f} s (its packs are filled up by {filling:.0%}): "
+            + (f"pays after {(first - compiled) / saved:,.0f} steps" if saved > 0 else "does not pay; leave it out")
         )
 
     def _after_step(self, step: int, loss: Tensor, tokens: int, rate: float) -> bool:

@@ -1,5 +1,6 @@
 """What a run trains on: which samples, in which batches, for how long, and whether that fits into memory."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,18 +36,30 @@ class Workload:
         self.prompt_style: str = self.meta["settings"]["prompt_style"]
         max_length = s.max_seq_length or config.block_size
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
-        self.layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, max_length)
+        self.layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, max_length, s.compile)
         self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed)
         self.steps, self.samples = plan_length(s, self.batches)
         default_warmup = min(100, max(1, self.steps // 10))
         self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
         fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
-        self.validation = self.layout.batches(splits["test"], list(fixed))
+        self.validation = replace(self.layout, fixed=False).batches(splits["test"], list(fixed))
 
     def largest(self) -> int:
         """Tokens of the largest of the run's next batches, padding included."""
         steps = range(min(self.steps, LOOK_AHEAD))
         return max(b.idx_BT.numel() for step in steps for b in self.batches.step(step, self.samples))
+
+    def filled(self, steps: int = 8) -> tuple[float, float]:
+        """Packs of a step, and the share of their tokens that is there only to make them equally long; means."""
+        loose, packs, tokens, all_tokens = replace(self.layout, fixed=False), 0, 0, 0
+        steps = min(steps, self.steps)
+        for step in range(steps):
+            samples = self.batches.step_samples(step, self.samples)
+            tokens += sum(batch.idx_BT.numel() for batch in loose.batches(self.batches.dataset, samples))
+            laid_out = self.layout.batches(self.batches.dataset, samples)
+            packs += len(laid_out)
+            all_tokens += sum(batch.idx_BT.numel() for batch in laid_out)
+        return packs / steps, 1 - tokens / all_tokens
 
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.

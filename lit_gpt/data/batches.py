@@ -92,8 +92,11 @@ def pad(samples: list[Sample]) -> Batch:
     return Batch(torch.from_numpy(idx_BT), None, places_N, labels_N, None, len(labels_N), tokens, indices)
 
 
-def pack(groups: list[tuple[int, list[Sample]]]) -> Batch:
-    """All samples in one row. A group is (number of leading tokens that its samples share, samples)."""
+def pack(groups: list[tuple[int, list[Sample]]], multiple: int = ROUND) -> Batch:
+    """All samples in one row, filled up to a multiple of so many tokens.
+
+    A group is (number of leading tokens that its samples share, samples).
+    """
     row: list[np.ndarray] = []
     parents: list[int | None] = []
     counts: dict[tuple[int, int], int] = defaultdict(int)
@@ -116,8 +119,8 @@ def pack(groups: list[tuple[int, list[Sample]]]) -> Batch:
             for j in np.flatnonzero(on[1:]).tolist():
                 counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
             tokens += len(ids)
-    if width % ROUND:
-        lay(np.zeros(ROUND - width % ROUND, dtype=np.int64), None)
+    if width % multiple:
+        lay(np.zeros(multiple - width % multiple, dtype=np.int64), None)
     targets = [(place, label, count) for (place, label), count in counts.items()]
     targets += [(0, 0, 0)] * (ROUND - len(targets) % ROUND)
     places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()
@@ -158,7 +161,6 @@ def fill_packs(groups: list[tuple[int, list[Sample]]], pack_length: int) -> list
     """
     packs: list[dict[int, list[Sample]]] = []
     room: list[int] = []
-    pack_length = max(ROUND, pack_length // ROUND * ROUND)
     items = [(len(sample[1]) - 1, g, sample) for g, (_, members) in enumerate(groups) for sample in members]
     for length, g, sample in sorted(items, key=lambda item: -item[0]):
         shared = groups[g][0]
@@ -185,6 +187,8 @@ class Layout:
     """Shared leading tokens stand once in a pack."""
     max_length: int = 1 << 30
     """Longer samples are cut; see `read`."""
+    fixed: bool = False
+    """All packs are filled up to `pack_length`, or a multiple of it where a sample is longer: one shape to compile."""
     recompute_above: float = float("inf")
     """Batches with more tokens, padding included, are recomputed in the backward pass."""
 
@@ -202,7 +206,8 @@ class Layout:
                 pad(rows[first : first + self.micro_batch_size]) for first in range(0, len(rows), self.micro_batch_size)
             ]
         groups = share_prefixes(rows) if self.share else [(0, [row]) for row in rows]
-        return [pack(groups) for groups in fill_packs(groups, self.pack_length)]
+        length = max(ROUND, self.pack_length // ROUND * ROUND)
+        return [pack(groups, length if self.fixed else ROUND) for groups in fill_packs(groups, length)]
 
 
 class Batches:

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.lean import low_rank_add
@@ -37,7 +38,9 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if is_quantized(self.base):
             y = y.clone()  # bitsandbytes returns a view, which autograd does not let anyone write into
-        return low_rank_add(y, x, self.lora_A, self.lora_B, self.scale, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        add = traceable_add if torch.compiler.is_compiling() else low_rank_add
+        return add(y, x, self.lora_A, self.lora_B, self.scale, dropout)
 
     def merged(self) -> nn.Linear:
         """The base layer with the update folded into its weight, computed in float32 and rounded once."""
@@ -49,6 +52,15 @@ class LoRALinear(nn.Module):
         linear.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         linear.bias = self.base.bias
         return linear
+
+
+def traceable_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor:
+    """`low_rank_add` in terms that torch.compile understands; what is kept for the backward pass it decides itself."""
+    if dropout:
+        x = x.masked_fill(torch.rand_like(x, dtype=torch.float32) < dropout, 0)
+        scale /= 1 - dropout
+    low = F.linear(x.flatten(0, -2), A.to(x.dtype))
+    return torch.addmm(y.flatten(0, -2), low.to(y.dtype), B.t().to(y.dtype), alpha=scale).view_as(y)
 
 
 def attach(model: GPT, settings: LoRA) -> None:
