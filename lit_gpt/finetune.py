@@ -66,7 +66,7 @@ class Finetune:
     low_memory: bool = False
     """Recompute all blocks in the backward pass: slower, least memory."""
     compile: bool = False
-    """Compile the blocks at the start, and fill all packs up to --pack_length; the run says whether that pays."""
+    """Compile the blocks at the start, for packs of one length; says what that costs and when it pays."""
     dry_run: bool = False
     """Print the plan of the memory, before any weight is loaded, and end."""
     eval_interval: int = 100

@@ -143,12 +143,12 @@ class Run:
                     "(and Triton on a GPU): install it, or leave --compile out"
                 ) from error
             compiled = min(seconds() for _ in range(2))
-        packs, filling = self.work.filled()
-        saved = packs * (plain * (1 - filling) - compiled)
+        with_it, without = self.work.packs * compiled, self.work.packs * plain * (1 - self.work.filling)
+        cost, saved = first - compiled, without - with_it
         self.log.say(
-            f"Compiled in {first - compiled:.0f} s. A step takes about {packs * compiled:.2f} s, without --compile "
-            f"{packs * plain * (1 - filling):.2f} s (its packs are filled up by {filling:.0%}): "
-            + (f"pays after {(first - compiled) / saved:,.0f} steps" if saved > 0 else "does not pay; leave it out")
+            f"Compiled in {cost:.0f} s. A step takes about {with_it:.2f} s, "
+            f"without --compile and its filling {without:.2f} s: "
+            + (f"it pays after {cost / saved:,.0f} steps" if saved > 0 else "it does not pay here")
         )
 
     def _after_step(self, step: int, loss: Tensor, tokens: int, rate: float) -> bool:

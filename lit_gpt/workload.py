@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_gpt.config import Config
-from lit_gpt.data.batches import Batches, Layout
+from lit_gpt.data.batches import ROUND, Batches, Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.memory import needs, plan
 from lit_gpt.methods import Method
@@ -42,6 +42,8 @@ class Workload:
         default_warmup = min(100, max(1, self.steps // 10))
         self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
         fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
+        self.packs, self.filling = 0.0, 0.0
+        """Packs of a step, and the share of their tokens that only fills them up to one length; see `settle`."""
         self.validation = replace(self.layout, fixed=False).batches(splits["test"], list(fixed))
 
     def largest(self) -> int:
@@ -49,17 +51,28 @@ class Workload:
         steps = range(min(self.steps, LOOK_AHEAD))
         return max(b.idx_BT.numel() for step in steps for b in self.batches.step(step, self.samples))
 
-    def filled(self, steps: int = 8) -> tuple[float, float]:
-        """Packs of a step, and the share of their tokens that is there only to make them equally long; means."""
-        loose, packs, tokens, all_tokens = replace(self.layout, fixed=False), 0, 0, 0
-        steps = min(steps, self.steps)
-        for step in range(steps):
-            samples = self.batches.step_samples(step, self.samples)
-            tokens += sum(batch.idx_BT.numel() for batch in loose.batches(self.batches.dataset, samples))
-            laid_out = self.layout.batches(self.batches.dataset, samples)
-            packs += len(laid_out)
-            all_tokens += sum(batch.idx_BT.numel() for batch in laid_out)
-        return packs / steps, 1 - tokens / all_tokens
+    def settle(self) -> None:
+        """Gives all packs one length, for compiling: the one that needs the least filling up, or little more than it.
+
+        It is at least that of the longest sample, if `pack_length` is: otherwise such samples have packs of their own.
+        """
+        dataset, layout, steps = self.batches.dataset, self.layout, min(self.steps, 8)
+        samples = [self.batches.step_samples(step, self.samples) for step in range(steps)]
+
+        def sizes(layout: Layout) -> list[int]:
+            return [batch.idx_BT.numel() for step in samples for batch in layout.batches(dataset, step)]
+
+        highest = max(ROUND, layout.pack_length // ROUND * ROUND)
+        longest = min(int(dataset.lengths[self.batches.samples].max()), layout.max_length) - 1
+        lowest = min(-(-longest // ROUND) * ROUND, highest)
+        stride = max(1, (highest - lowest) // (32 * ROUND)) * ROUND
+        lengths = [*range(lowest, highest, stride), highest]
+        tokens = {length: sum(sizes(replace(layout, pack_length=length))) for length in lengths}
+        layout.pack_length = max(length for length in lengths if tokens[length] <= 1.05 * min(tokens.values()))
+        self.packs = len(sizes(layout)) / steps
+        unfilled = sum(sizes(replace(layout, pack_length=highest, fixed=False)))
+        self.filling = 1 - unfilled / tokens[layout.pack_length]
+        print(f"packs of {layout.pack_length:,} tokens, {self.filling:.0%} of them filling")
 
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.
@@ -81,6 +94,8 @@ class Workload:
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = int(most)
             print(f"packs of {int(most):,} tokens, as much as fits")
+        if self.layout.fixed:
+            self.settle()
         found = plan(needed, budget, self.largest(), s.low_memory)
         print("\n".join(found.lines()))
         if not found.fits:
