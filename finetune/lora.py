@@ -11,7 +11,6 @@ from lit_gpt.cli import launch
 learning_rate = 3e-4
 batch_size = 128  # samples of one update
 micro_batch_size = 4  # samples of an iter
-pack_length = 2048  # tokens on the device at once: lower it when memory runs out, the result stays the same
 weight_decay = 0.01
 lora_r = 8
 lora_alpha = 16

@@ -75,6 +75,38 @@ class _LowRankAdd(torch.autograd.Function):
         return dy, dx.to(x.dtype), dA.to(A.dtype), dB.to(B.dtype), None, None
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first R channels of every head, channel i together with channel i + R/2 (arXiv 2104.09864).
+
+    The backward pass is the rotation back; autograd would take its slices and sums apart one by one.
+
+    Args:
+        x: (B, T, H, D); cos, sin: (B or 1, T, 1, R/2), without gradients.
+    """
+    return _Rotate.apply(x, cos, sin)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.size(-1)
+    y = x.clone(memory_format=torch.contiguous_format)
+    first, second = x[..., :half], x[..., half : 2 * half]
+    y[..., :half].mul_(cos).addcmul_(second, sin, value=-1)
+    y[..., half : 2 * half].mul_(cos).addcmul_(first, sin)
+    return y
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 inside (arXiv 1910.07467).
 

@@ -2,10 +2,14 @@
 
 Counted in bytes: weights, what is trained (float32 value, gradient and AdamW's two moments: 16 bytes a parameter),
 what the backward pass keeps per token, and the largest temporaries. Process, libraries and CUDA context come on top;
-on the GPU that is what `torch.cuda.max_memory_allocated` leaves out, too.
+on the GPU that is what `torch.cuda.max_memory_allocated` leaves out, too. On the CPU resident memory is more than what
+is in use: `HEAP` and `PRODUCTS` say how much more, as it was measured (bench/NOTES.md).
 """
 
+import ctypes
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,8 +23,14 @@ QUANTIZED_BYTES = {"bnb.nf4": 0.5 + 4 / 64, "bnb.nf4-dq": 0.5 + 1 / 64 + 4 / 64 
 QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZED_BYTES["bnb.nf4-dq"]}
 """Bytes of a weight: its bits, and a scale for every 64 of them."""
 
-HEAD_BYTES = 5 * CHUNK_BYTES
-"""A chunk of the loss (`lit_gpt.loss`): logits and gradient in both types, and the head as its product has it."""
+HEAD_BYTES = 3 * CHUNK_BYTES
+"""A chunk of the loss (`lit_gpt.loss`): logits in 16 bits, their probabilities in 32."""
+
+HEAP = 1.4
+"""On the CPU: what the allocator holds for every byte of activations. Blocks of changing sizes leave holes."""
+
+PRODUCTS = 0.1e9
+"""On the CPU: matrix products compiled for their shapes, and their buffers."""
 
 
 @dataclass
@@ -53,20 +63,25 @@ class Needs:
         return (budget - self.weights - self.trained - self.head) / (kept + self.block)
 
 
-def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size: int) -> int:
+def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size: int, tiles: bool = False) -> int:
     """Bytes that the backward pass keeps of one block for one token.
 
     Args:
         adapted: ends of the names of the trained linear layers: their inputs are kept.
         dropout: whether a mask of one byte per input is kept as well.
         size: bytes of an activation.
+        tiles: whether attention is computed in tiles (`lit_gpt.attention`): neither its output nor sums are kept.
     """
     C, F, D = config.n_embd, config.intermediate_size, config.head_size
     queries, keys = config.n_head * D, config.n_query_groups * D
     on = {name: name in adapted for name in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")}
     norms = 1 if config.parallel_residual else 2
     total = norms * C * size  # inputs of the norms: the residual stream
-    total += (2 * queries + 2 * keys) * size + 4 * config.n_head  # query, key, value, output, and the softmax's sums
+    total += (queries + 2 * keys) * size
+    if not tiles or on["attn.o"]:
+        total += queries * size  # the output
+    if not tiles:
+        total += 4 * config.n_head  # the softmax's sums
     total += (2 if config.mlp == "gated" else 1) * F * size  # inputs of the activation
     attention_input, mlp_input = (
         any(on[f"attn.{x}"] for x in "qkv"),
@@ -82,9 +97,13 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
     return total
 
 
-def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | None) -> Needs:
-    """What a run with this model, method and precision needs. Reads no weights."""
-    size = dtype.itemsize
+def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | None, cpu_packs: bool = False) -> Needs:
+    """What a run with this model, method and precision needs. Reads no weights.
+
+    Args:
+        cpu_packs: whether it is a run of packed batches on the CPU.
+    """
+    size, heap = dtype.itemsize, HEAP if cpu_packs else 1.0
     model = meta_gpt(config)
     parameters = sum(p.numel() for p in model.parameters())
     linear = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
@@ -94,16 +113,20 @@ def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | No
         weights += linear * (QUANTIZED_BYTES[quantize] - size)
     method.attach(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = kept_by_block(config, getattr(method, "targets", ()), getattr(method, "lora_dropout", 0) > 0, size)
+    adapted, dropout = getattr(method, "targets", ()), getattr(method, "lora_dropout", 0) > 0
+    kept = kept_by_block(config, adapted, dropout, size, cpu_packs)
+    block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
+    if cpu_packs:  # query, key, value and their gradients in float32
+        block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
     return Needs(
         parameters=parameters,
         trainable=trainable,
         weights=weights,
         trained=16.0 * trainable,
-        kept=float(config.n_layer * kept),
-        kept_recompute=float(config.n_layer * config.n_embd * size + kept),
-        block=float(3 * config.intermediate_size + 4 * config.n_embd) * size,
-        head=HEAD_BYTES + (2.0 * size * largest if quantize else 0.0),
+        kept=heap * config.n_layer * kept,
+        kept_recompute=heap * (config.n_layer * config.n_embd * size + kept),
+        block=heap * block,
+        head=HEAD_BYTES + (2.0 * size * largest if quantize else 0.0) + (PRODUCTS if cpu_packs else 0.0),
     )
 
 
@@ -158,3 +181,16 @@ def plan(n: Needs, budget: float, tokens: int, low_memory: bool) -> Plan:
         tokens: tokens of the largest batch.
     """
     return Plan(n, budget, tokens, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))
+
+
+def give_back(limit: float) -> None:
+    """Returns freed memory to the system if the process holds more than `limit` bytes; Linux with glibc only.
+
+    Its allocator keeps what is freed, and where sizes change from batch to batch it takes more and more beside that.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > limit:
+            ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass

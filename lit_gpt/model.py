@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.attention import Attend, KVCache, Pack, causal
 from lit_gpt.config import Config
-from lit_gpt.lean import rms_norm, silu_product
+from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -260,7 +260,7 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tup
     Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
 
     Returns:
-        Two tensors (B, T, 1, R) of `dtype`, where R is the number of rotated channels.
+        Two tensors (B, T, 1, R / 2) of `dtype`, where R is the number of rotated channels; see `lean.rotate`.
     """
     R = int(config.head_size * config.rope_percentage)
     inverse = config.rope_base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
@@ -272,14 +272,5 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tup
         inverse = inverse * keep + inverse / scaling["factor"] * (1 - keep)
     elif scaling:
         inverse = inverse / scaling["factor"]
-    angles_BT1R = (positions_BT[:, :, None, None] * inverse).repeat(1, 1, 1, 2)
-    return angles_BT1R.cos().to(dtype), angles_BT1R.sin().to(dtype)
-
-
-def rotate(x_BTHD: Tensor, cos_BT1R: Tensor, sin_BT1R: Tensor) -> Tensor:
-    """Rotates the first R channels of every head, channel i together with channel i + R/2."""
-    R = cos_BT1R.size(-1)
-    head, tail = x_BTHD[..., :R], x_BTHD[..., R:]
-    first, second = head.chunk(2, dim=-1)
-    rotated = head * cos_BT1R + torch.cat((-second, first), dim=-1) * sin_BT1R
-    return rotated if tail.size(-1) == 0 else torch.cat((rotated, tail), dim=-1)
+    angles = positions_BT[:, :, None, None] * inverse
+    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -5,6 +5,7 @@ The blocks' linear layers are quantised; embedding, head and norms stay as they 
 """
 
 import logging
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,20 @@ from lit_gpt.settings import UserError
 
 KINDS = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training")
 """4-bit NormalFloat or float; "-dq" quantises the scales as well (0.4 bits per weight less); 8-bit integers."""
+
+
+def bitsandbytes() -> ModuleType:
+    """The package, without the warnings of its own casts that it gives at every call.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise UserError("--quantize needs bitsandbytes; pip install bitsandbytes") from error
+    return bnb
 
 
 def quantized(
@@ -27,11 +42,7 @@ def quantized(
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of its own casts, at every call
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise UserError("--quantize needs bitsandbytes; pip install bitsandbytes") from error
+    bnb = bitsandbytes()
     out_features, in_features = weight.shape
     with torch.device("meta"):
         if kind == "bnb.int8-training":
@@ -61,8 +72,7 @@ def dequantized(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that a quantised layer computes with, or the plain weight of a plain one."""
     if not is_quantized(layer):
         return layer.weight.to(dtype)
-    import bitsandbytes as bnb
-
+    bnb = bitsandbytes()
     if hasattr(layer.weight, "quant_state"):
         return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB

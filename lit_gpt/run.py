@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_gpt.checkpoint import base_identity, save_finetuned
 from lit_gpt.decode import complete
 from lit_gpt.files import write_json
+from lit_gpt.memory import give_back
 from lit_gpt.methods import Method, describe
 from lit_gpt.model import GPT
 from lit_gpt.prompts import get_style
@@ -91,6 +92,7 @@ class Run:
                 samples=self.work.samples,
                 schedule=lambda n: learning_rate(n, self.work.steps, self.work.warmup, s.learning_rate, s.min_lr),
                 max_norm=s.clip_norm,
+                after_batch=self._after_batch,
                 after_step=self._after_step,
             )
             log.say(f"Training time: {self.watch.seconds:.2f}s")
@@ -100,10 +102,11 @@ class Run:
         finally:
             log.close()
         memory = peak_memory_gb(self.fabric.device)
-        log.say(f"Memory used: {memory:.2f} GB")
+        log.say(f"Memory used: {memory:.2f} GB, planned: {self.work.planned_gb:.2f} GB")
         result = {"steps": done, "samples": min(done * s.batch_size, self.work.samples), "tokens": self.tokens_done}
+        result |= {"memory_gb": memory, "planned_gb": self.work.planned_gb}
         result |= {"first_val_loss": first_loss, "val_loss": self.val_loss, "seconds": self.watch.seconds}
-        write_json(s.out_dir / "run.json", self._describe() | {"result": result | {"memory_gb": memory}})
+        write_json(s.out_dir / "run.json", self._describe() | {"result": result})
         log.say(
             f"val loss {first_loss:.4f} -> {self.val_loss:.4f}; "
             f"{s.out_dir}/: {self.file}, metrics.csv, loss.png, run.json"
@@ -185,6 +188,10 @@ class Run:
             self._save(s.out_dir / f"step-{step:06d}" / self.file)
         self.watch.resume()
         return last
+
+    def _after_batch(self) -> None:
+        if self.fabric.device.type == "cpu":
+            give_back(0.9e9 * self.work.planned_gb)
 
     def _validate(self) -> float:
         self.val_loss = validate(self.model, self.work.validation, self.fabric.device)

@@ -43,6 +43,7 @@ def train(
     samples: int,
     schedule: Callable[[int], float],
     max_norm: float | None,
+    after_batch: Callable[[], None] = lambda: None,
     after_step: Callable[[int, Tensor, int, float], bool],
 ) -> int:
     """Trains until `steps` are done or `after_step` says stop.
@@ -52,6 +53,7 @@ def train(
         samples: samples of the whole run; the last step may be smaller than a batch.
         schedule: step -> learning rate.
         max_norm: gradients are scaled down to this norm; None: never.
+        after_batch: called when a batch's gradients are there.
         after_step: called with (steps done, mean loss of the step, real tokens of the step, learning rate); the loss
             is a tensor, so that only who reads it waits for the device. True stops the run.
 
@@ -72,6 +74,7 @@ def train(
             part = loss_sum(model, batch.to(fabric.device)) / targets
             fabric.backward(part)
             loss += part.detach()
+            after_batch()
         if max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         optimizer.step()

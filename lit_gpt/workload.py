@@ -11,6 +11,8 @@ from lit_gpt.data.batches import ROUND, Batches, Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.memory import needs, plan
 from lit_gpt.methods import Method
+from lit_gpt.quantize import bitsandbytes
+from lit_gpt.runlog import peak_memory_gb
 from lit_gpt.settings import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +91,10 @@ class Workload:
         elif device.type == "cuda":
             budget = torch.cuda.get_device_properties(device).total_memory
         budget *= CUDA_SHARE if device.type == "cuda" else 1
-        needed = needs(self.config, method, dtype, s.quantize)
+        on_cpu = device.type == "cpu"
+        if s.quantize:
+            bitsandbytes()  # it belongs to what an idle process holds
+        needed = needs(self.config, method, dtype, s.quantize, on_cpu and s.pack_length > 0)
         most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = int(most)
@@ -97,7 +102,10 @@ class Workload:
         if self.layout.fixed:
             self.settle()
         found = plan(needed, budget, self.largest(), s.low_memory)
-        print("\n".join(found.lines()))
+        idle = peak_memory_gb(device)
+        self.planned_gb = idle + found.peak / 1e9
+        """What `peak_memory_gb` will say in the end: on the CPU it counts the libraries, too."""
+        print("\n".join(found.lines()) + (f": {idle:.2f} GB" if on_cpu else ""))
         if not found.fits:
             raise UserError(
                 f"does not fit into {budget / 1e9:.1f} GB: {found.peak / 1e9:.1f} GB are needed for "

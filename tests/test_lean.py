@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import drop_mask, low_rank_add, rms_norm, silu_product
+from lit_gpt.lean import drop_mask, low_rank_add, rms_norm, rotate, silu_product
 from lit_gpt.methods import LoRA
 
 
@@ -21,6 +21,24 @@ def test_rms_norm() -> None:
     assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
     short = x.to(torch.bfloat16)
     assert torch.equal(rms_norm(short, weight.bfloat16(), 1e-3), F.rms_norm(short, (8,), weight.bfloat16(), 1e-3))
+
+
+@pytest.mark.parametrize("rotated", [4, 10])
+def test_rotate(rotated: int) -> None:
+    """Value and gradient are those of the matrix that turns every pair of channels by its angle."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 2, 10, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(1, 3, 1, rotated // 2, dtype=torch.float64)
+    pairs = torch.eye(10, dtype=torch.float64)
+    y = x - x @ (pairs * (torch.arange(10) < rotated))
+    for i in range(rotated // 2):
+        a, b, c, s = pairs[i], pairs[i + rotated // 2], angles.cos()[..., [i]], angles.sin()[..., [i]]
+        y = y + (x @ a)[..., None] * (c * a + s * b) + (x @ b)[..., None] * (c * b - s * a)
+    found = rotate(x, angles.cos(), angles.sin())
+    assert torch.allclose(found, y, rtol=1e-12)
+    upstream = torch.randn_like(x)
+    ours, expected = (torch.autograd.grad(z, x, upstream)[0] for z in (found, y))
+    assert torch.allclose(ours, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt import GPT, Config
 from lit_gpt.data.batches import Layout, fill_packs, pad, share_prefixes
@@ -195,3 +196,31 @@ def test_padding_is_no_target() -> None:
         row, t = divmod(place, batch.idx_BT.size(1))
         assert int(data.ids(row)[t]) == int(flat[place])
         assert int(data.ids(row)[t + 1]) == label
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would read a result, or send a value that it has just made, while the device computes."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not name.startswith(self.FORBIDDEN), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", [Layout(4), Layout(pack_length=64)], ids=["padded", "packed"])
+def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout) -> None:
+    model = model_for(family).float()
+    LoRA(lora_dropout=0.1).attach(model)
+    batch = layout.batches(Samples(TEMPLATES["one"], 9), list(range(9)))[0]
+    targets = (batch.places_N, batch.labels_N, batch.weights_N)
+    if batch.pack is not None:
+        assert batch.pack.tiles is not None  # a table of the batch, made once on the host
+        assert batch.pack.positions_1T is not None
+    for recompute in (False, True):
+        with NoWaiting():
+            (model.loss_sum(batch.idx_BT, batch.pack, *targets, recompute=recompute) / batch.targets).backward()
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        model.blocks[0].attn.q.lora_B.grad.sum().item()
