@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.checkpoint import base_identity, save_finetuned
+from lit_gpt.data.batches import Batch
 from lit_gpt.decode import complete
 from lit_gpt.files import write_json
 from lit_gpt.memory import give_back
@@ -117,40 +118,43 @@ class Run:
         )
 
     def _compile(self) -> None:
-        """Compiles the blocks, tries them on a pack, and says what that took and when it pays.
+        """Compiles the blocks, tries them on some packs, and says what that took and when it pays.
 
         Raises:
             UserError: there is no compiler, or it fails.
         """
         self.log.say("Compiling the blocks ...")
         device = self.fabric.device
-        pack = self.work.batches.step(0, self.work.samples)[-1].to(device)
+        fixed, loose = self.work.trial()
 
-        def seconds() -> float:
+        def seconds(batches: list[Batch]) -> float:
             start = time.perf_counter()
-            self.fabric.backward(loss_sum(self.model, pack))
+            for batch in batches:
+                self.fabric.backward(loss_sum(self.model, batch.to(device)))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self.optimizer.zero_grad()
             return time.perf_counter() - start
 
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the run draws as if this had not been
-            plain = min(seconds() for _ in range(2))
+            plain = min(seconds(loose) for _ in range(3))
             self.gpt.compile_blocks()
             try:
-                first = seconds()
+                first = seconds(fixed)
             except Exception as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise UserError(
                     f"--compile: {type(error).__name__}: {reason}; it needs a C++ compiler such as g++ "
                     "(and Triton on a GPU): install it, or leave --compile out"
                 ) from error
-            compiled = min(seconds() for _ in range(2))
-        with_it, without = self.work.packs * compiled, self.work.packs * plain * (1 - self.work.filling)
-        cost, saved = first - compiled, without - with_it
+            compiled = min(seconds(fixed) for _ in range(2))
+        cost = first - compiled
+        mean_fixed, mean_loose = self.work.step_tokens
+        compiled *= mean_fixed / sum(batch.idx_BT.numel() for batch in fixed)
+        plain *= mean_loose / sum(batch.idx_BT.numel() for batch in loose)
+        saved = plain - compiled
         self.log.say(
-            f"Compiled in {cost:.0f} s. A step takes about {with_it:.2f} s, "
-            f"without --compile and its filling {without:.2f} s: "
+            f"Compiled in {cost:.0f} s. A step takes about {compiled:.2f} s, without --compile {plain:.2f} s: "
             + (f"it pays after {cost / saved:,.0f} steps" if saved > 0 else "it does not pay here")
         )
 

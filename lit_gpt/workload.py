@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_gpt.config import Config
-from lit_gpt.data.batches import ROUND, Batches, Layout
+from lit_gpt.data.batches import ROUND, Batch, Batches, Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.memory import needs, plan
 from lit_gpt.methods import Method
@@ -44,8 +44,6 @@ class Workload:
         default_warmup = min(100, max(1, self.steps // 10))
         self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
         fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
-        self.packs, self.filling = 0.0, 0.0
-        """Packs of a step, and the share of their tokens that only fills them up to one length; see `settle`."""
         self.validation = replace(self.layout, fixed=False).batches(splits["test"], list(fixed))
 
     def largest(self) -> int:
@@ -64,17 +62,23 @@ class Workload:
         def sizes(layout: Layout) -> list[int]:
             return [batch.idx_BT.numel() for step in samples for batch in layout.batches(dataset, step)]
 
-        highest = max(ROUND, layout.pack_length // ROUND * ROUND)
+        highest = self.asked = max(ROUND, layout.pack_length // ROUND * ROUND)
         longest = min(int(dataset.lengths[self.batches.samples].max()), layout.max_length) - 1
         lowest = min(-(-longest // ROUND) * ROUND, highest)
         stride = max(1, (highest - lowest) // (32 * ROUND)) * ROUND
         lengths = [*range(lowest, highest, stride), highest]
         tokens = {length: sum(sizes(replace(layout, pack_length=length))) for length in lengths}
-        layout.pack_length = max(length for length in lengths if tokens[length] <= 1.05 * min(tokens.values()))
-        self.packs = len(sizes(layout)) / steps
-        unfilled = sum(sizes(replace(layout, pack_length=highest, fixed=False)))
-        self.filling = 1 - unfilled / tokens[layout.pack_length]
-        print(f"packs of {layout.pack_length:,} tokens, {self.filling:.0%} of them filling")
+        chosen = layout.pack_length = max(n for n in lengths if tokens[n] <= 1.05 * min(tokens.values()))
+        loose = sum(sizes(replace(layout, pack_length=highest, fixed=False)))
+        self.step_tokens = tokens[chosen] / steps, loose / steps
+        """Tokens of a step, padding included, laid out so and laid out without compiling."""
+        print(f"packs of {chosen:,} tokens, which lets a step grow by {tokens[chosen] / loose - 1:.0%}")
+
+    def trial(self) -> tuple[list[Batch], list[Batch]]:
+        """The first batches, at most four, and what they would be without compiling; see `settle`."""
+        loose = replace(self.layout, pack_length=self.asked, fixed=False)
+        samples = self.batches.step_samples(0, self.samples)
+        return self.batches.step(0, self.samples)[:4], loose.batches(self.batches.dataset, samples)[:4]
 
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.

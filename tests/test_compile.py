@@ -188,13 +188,15 @@ def test_the_length_of_packs_needs_little_filling(checkpoint: Path, data: Path) 
     work.settle()
     chosen, packs = work.layout.pack_length, tokens()
     assert set(packs) == {chosen}
-    assert len(packs) / 8 == work.packs
+    fixed, loose = work.trial()
+    assert [batch.idx_BT.numel() for batch in fixed] == packs[: len(fixed)]
     totals = []
     for work.layout.pack_length in range(128, 1000, 64):
         totals.append(sum(tokens()))
     assert min(totals) <= sum(packs) <= 1.05 * min(totals) < 0.8 * totals[-1]
     work.layout.pack_length, work.layout.fixed = 960, False
-    assert work.filling == pytest.approx(1 - sum(tokens()) / sum(packs))
+    assert [batch.idx_BT.numel() for batch in loose] == tokens()[: len(loose)]
+    assert work.step_tokens == (sum(packs) / 8, sum(tokens()) / 8)
 
 
 FLAGS = ["--precision", "32-true", "--batch_size", 8, "--max_steps", 4, "--learning_rate", 0.05, "--pack_length", 128]
