@@ -65,7 +65,7 @@ class Finetune:
     memory_gb: float | None = None
     """Memory that the run may take in GB; unset: what the GPU has, on the CPU no limit."""
     low_memory: bool = False
-    """Recompute all blocks in the backward pass: slower, least memory."""
+    """Recompute all blocks in the backward pass, on the CPU give freed memory back at once: slower, least memory."""
     compile: bool = False
     """Compile the blocks at the start, for packs of one length; says what that costs and when it pays."""
     dry_run: bool = False

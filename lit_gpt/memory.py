@@ -6,6 +6,7 @@ on the GPU that is what `torch.cuda.max_memory_allocated` leaves out, too. On th
 is in use: `HEAP` and `PRODUCTS` say how much more, as it was measured (bench/NOTES.md).
 """
 
+import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from lit_gpt.config import Config
-from lit_gpt.loss import CHUNK_BYTES
+from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
 from lit_gpt.methods import Method
 from lit_gpt.model import meta_gpt
 
@@ -23,11 +24,14 @@ QUANTIZED_BYTES = {"bnb.nf4": 0.5 + 4 / 64, "bnb.nf4-dq": 0.5 + 1 / 64 + 4 / 64 
 QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZED_BYTES["bnb.nf4-dq"]}
 """Bytes of a weight: its bits, and a scale for every 64 of them."""
 
-HEAD_BYTES = 3 * CHUNK_BYTES
-"""A chunk of the loss (`lit_gpt.loss`): logits in 16 bits, their probabilities in 32."""
+HEAD_BYTES = {"cuda": 3 * CHUNK_BYTES, "cpu": CHUNK_BYTES + 4 * CACHED_BYTES}
+"""A chunk of the loss (`lit_gpt.loss`): logits in 16 bits, and their those probabilities in 32 that there are at once."""
 
 HEAP = 1.4
-"""On the CPU: what the allocator holds for every byte of activations. Blocks of changing sizes leave holes."""
+"""On the CPU: what the allocator holds for every byte of activations, unless `return_large_blocks` was called."""
+
+LARGE = 4 << 20
+"""Bytes of a block that `return_large_blocks` is about."""
 
 PRODUCTS = 0.1e9
 """On the CPU: matrix products compiled for their shapes, and their buffers."""
@@ -97,13 +101,15 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
     return total
 
 
-def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | None, cpu_packs: bool = False) -> Needs:
+def needs(
+    config: Config, method: Method, dtype: torch.dtype, quantize: str | None, cpu_heap: float | None = None
+) -> Needs:
     """What a run with this model, method and precision needs. Reads no weights.
 
     Args:
-        cpu_packs: whether it is a run of packed batches on the CPU.
+        cpu_heap: for a run on the CPU, what its allocator holds for every byte of activations; None: it is on a GPU.
     """
-    size, heap = dtype.itemsize, HEAP if cpu_packs else 1.0
+    size, on_cpu, heap = dtype.itemsize, cpu_heap is not None, cpu_heap or 1.0
     model = meta_gpt(config)
     parameters = sum(p.numel() for p in model.parameters())
     linear = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
@@ -114,9 +120,9 @@ def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | No
     method.attach(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapted, dropout = getattr(method, "targets", ()), getattr(method, "lora_dropout", 0) > 0
-    kept = kept_by_block(config, adapted, dropout, size, cpu_packs)
+    kept = kept_by_block(config, adapted, dropout, size, on_cpu)
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
-    if cpu_packs:  # query, key, value and their gradients in float32
+    if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
     return Needs(
         parameters=parameters,
@@ -126,7 +132,9 @@ def needs(config: Config, method: Method, dtype: torch.dtype, quantize: str | No
         kept=heap * config.n_layer * kept,
         kept_recompute=heap * (config.n_layer * config.n_embd * size + kept),
         block=heap * block,
-        head=HEAD_BYTES + (2.0 * size * largest if quantize else 0.0) + (PRODUCTS if cpu_packs else 0.0),
+        head=HEAD_BYTES["cpu" if on_cpu else "cuda"]
+        + (size * largest if quantize else 0.0)
+        + (PRODUCTS if on_cpu else 0.0),
     )
 
 
@@ -188,9 +196,16 @@ def give_back(limit: float) -> None:
 
     Its allocator keeps what is freed, and where sizes change from batch to batch it takes more and more beside that.
     """
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") > limit:
             ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
+
+
+def return_large_blocks() -> None:
+    """Lets the process return memory of 4 MB and more as soon as it is free; Linux with glibc only.
+
+    No holes remain, but every new block is filled with zeros by the system: training takes about 1.4 times as long.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-3, LARGE)  # M_MMAP_THRESHOLD

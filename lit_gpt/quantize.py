@@ -4,8 +4,11 @@ The blocks' linear layers are quantised; embedding, head and norms stay as they 
 `nn.Linear` by type, so that methods attach to it as to any other.
 """
 
+import functools
 import logging
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +57,82 @@ def quantized(
             options = {"quant_type": kind[4:7], "compress_statistics": kind.endswith("-dq")}
             layer = bnb.nn.Linear4bit(in_features, out_features, bias is not None, compute_dtype=compute, **options)
             layer.weight = bnb.nn.Params4bit(weight.to(compute), requires_grad=False, **options)
-            # Where the CPU has bfloat16 instructions, the first call in evaluation mode would repack the weight for a
-            # kernel without gradients, for good: training after a validation would learn from wrong gradients.
-            layer.support_avx512bf16_for_cpu = False
     layer.compute_dtype = compute
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(compute), requires_grad=False)
-    return layer.to(device)
+    layer = layer.to(device)
+    layer.forward = functools.partial(_forward, layer, layer.forward)
+    return layer
+
+
+def _forward(layer: nn.Linear, kernels: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """(..., in) -> (..., out), by the widened weight, so that training and use are the same network.
+
+    bitsandbytes' own forward pass is left out where it is not: with 8 bits it rounds the inputs as well, on the CPU in
+    evaluation only; with 4 bits, the first evaluation on a CPU with bfloat16 instructions repacks the weight for a
+    kernel without gradients, for good. Its 4-bit kernels on the GPU are for few tokens and differ by rounding only.
+    """
+    if x.is_cuda and not torch.is_grad_enabled() and hasattr(layer.weight, "quant_state"):
+        return kernels(x)
+    return _Widened.apply(x, layer)
+
+
+class _Widened(torch.autograd.Function):
+    """Widens the weight when it is used and keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Linear) -> Tensor:
+        ctx.layer = layer
+        y = x.new_empty(*x.shape[:-1], layer.out_features)
+        x_2d, y_2d, weight = x.flatten(0, -2), y.view(-1, y.size(-1)), _in_use(layer, x.dtype)
+        if layer.bias is None:
+            torch.mm(x_2d, weight.t(), out=y_2d)
+        else:
+            torch.addmm(layer.bias, x_2d, weight.t(), out=y_2d)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy @ _in_use(ctx.layer, dy.dtype), None
+
+
+_buffers: dict[torch.dtype, Tensor] = {}
+
+
+def _in_use(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """The widened weight (out, in), on the CPU in one buffer for all layers, until the next is asked for.
+
+    A new tensor for every use would leave gigabytes of holes in the heap, each a little too small for the next.
+    """
+    if layer.weight.device.type != "cpu":
+        return dequantized(layer, dtype)
+    size = layer.out_features * layer.in_features
+    if dtype not in _buffers or _buffers[dtype].numel() < size:
+        _buffers[dtype] = torch.empty(size, dtype=dtype)
+    weight = _buffers[dtype][:size].view(layer.out_features, layer.in_features)
+    widen = _widen_8_bits if layer.weight.dtype == torch.int8 else _widen_4_bits
+    for start in range(0, layer.out_features, 256):  # 256 rows always are whole blocks of 64 weights
+        rows = slice(start, start + 256)
+        weight[rows] = widen(layer, dtype, rows)
+    return weight
+
+
+def _widen_8_bits(layer: nn.Linear, dtype: torch.dtype, rows: slice) -> Tensor:
+    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return (layer.weight.data[rows] * (scales[rows, None].float() / 127)).to(dtype)
+
+
+def _widen_4_bits(layer: nn.Linear, dtype: torch.dtype, rows: slice) -> Tensor:
+    bnb, state, width = bitsandbytes(), layer.weight.quant_state, layer.in_features
+    start, stop, _ = rows.indices(layer.out_features)
+    data = layer.weight.data.view(-1)[start * width // 2 : stop * width // 2]
+    absmax = state.absmax
+    if state.nested:
+        absmax = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    absmax = absmax[start * width // state.blocksize : -(-stop * width // state.blocksize)]
+    return torch.ops.bitsandbytes.dequantize_4bit(
+        data, absmax.float(), state.blocksize, state.quant_type, (stop - start, width), dtype
+    )
 
 
 def is_quantized(layer: nn.Linear) -> bool:
@@ -72,8 +144,5 @@ def dequantized(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that a quantised layer computes with, or the plain weight of a plain one."""
     if not is_quantized(layer):
         return layer.weight.to(dtype)
-    bnb = bitsandbytes()
-    if hasattr(layer.weight, "quant_state"):
-        return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
-    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-    return (layer.weight.data.float() * scales[:, None].float() / 127).to(dtype)
+    widen = _widen_8_bits if layer.weight.dtype == torch.int8 else _widen_4_bits
+    return widen(layer, dtype, slice(0, layer.out_features))

@@ -9,7 +9,7 @@ import torch
 from lit_gpt.config import Config
 from lit_gpt.data.batches import ROUND, Batch, Batches, Layout
 from lit_gpt.data.dataset import TokenDataset
-from lit_gpt.memory import needs, plan
+from lit_gpt.memory import HEAP, needs, plan, return_large_blocks
 from lit_gpt.methods import Method
 from lit_gpt.quantize import bitsandbytes
 from lit_gpt.runlog import peak_memory_gb
@@ -96,9 +96,12 @@ class Workload:
             budget = torch.cuda.get_device_properties(device).total_memory
         budget *= CUDA_SHARE if device.type == "cuda" else 1
         on_cpu = device.type == "cpu"
+        heap = None if not on_cpu else 1.0 if s.low_memory else HEAP
+        if on_cpu and s.low_memory:
+            return_large_blocks()
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
-        needed = needs(self.config, method, dtype, s.quantize, on_cpu and s.pack_length > 0)
+        needed = needs(self.config, method, dtype, s.quantize, heap)
         most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = int(most)

@@ -9,7 +9,7 @@ from test_finetune import FLAGS
 from test_packing import FAMILIES
 
 from lit_gpt import GPT, Config
-from lit_gpt.memory import kept_by_block, needs, plan
+from lit_gpt.memory import HEAP, kept_by_block, needs, plan
 from lit_gpt.methods import LoRA
 
 WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
@@ -90,7 +90,7 @@ def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(
 
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, *FLAGS, "--max_steps", 3, "--lora_dropout", 0]
     found = {}
-    needed = needs(Config.from_checkpoint(checkpoint), LoRA(lora_dropout=0.0), torch.float32, None, cpu_packs=True)
+    needed = needs(Config.from_checkpoint(checkpoint), LoRA(lora_dropout=0.0), torch.float32, None, HEAP)
     tight = needed.peak(200, recompute=True) / 1e9
     for name, more in {"free": [], "low": ["--low_memory", "true"], "tight": ["--memory_gb", tight]}.items():
         assert command("finetune lora", *flags, "--out_dir", tmp_path / name, *more) == 0

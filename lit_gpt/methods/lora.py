@@ -36,8 +36,6 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y = self.base(x)
-        if is_quantized(self.base):
-            y = y.clone()  # bitsandbytes returns a view, which autograd does not let anyone write into
         dropout = self.dropout if self.training else 0.0
         add = traceable_add if torch.compiler.is_compiling() else low_rank_add
         return add(y, x, self.lora_A, self.lora_B, self.scale, dropout)
