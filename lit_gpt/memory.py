@@ -25,7 +25,7 @@ QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZ
 """Bytes of a weight: its bits, and a scale for every 64 of them."""
 
 HEAD_BYTES = {"cuda": 3 * CHUNK_BYTES, "cpu": CHUNK_BYTES + 4 * CACHED_BYTES}
-"""A chunk of the loss (`lit_gpt.loss`): logits in 16 bits, and their those probabilities in 32 that there are at once."""
+"""A chunk of the loss (`lit_gpt.loss`): logits in 16 bits, and in 32 those probabilities that there are at once."""
 
 HEAP = 1.4
 """On the CPU: what the allocator holds for every byte of activations, unless `return_large_blocks` was called."""
