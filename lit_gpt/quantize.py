@@ -110,29 +110,33 @@ def _in_use(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     if dtype not in _buffers or _buffers[dtype].numel() < size:
         _buffers[dtype] = torch.empty(size, dtype=dtype)
     weight = _buffers[dtype][:size].view(layer.out_features, layer.in_features)
-    widen = _widen_8_bits if layer.weight.dtype == torch.int8 else _widen_4_bits
+    scales = _scales(layer)
     for start in range(0, layer.out_features, 256):  # 256 rows always are whole blocks of 64 weights
-        rows = slice(start, start + 256)
-        weight[rows] = widen(layer, dtype, rows)
+        rows = slice(start, min(start + 256, layer.out_features))
+        weight[rows] = _widen(layer, scales, rows, dtype)
     return weight
 
 
-def _widen_8_bits(layer: nn.Linear, dtype: torch.dtype, rows: slice) -> Tensor:
-    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-    return (layer.weight.data[rows] * (scales[rows, None].float() / 127)).to(dtype)
-
-
-def _widen_4_bits(layer: nn.Linear, dtype: torch.dtype, rows: slice) -> Tensor:
-    bnb, state, width = bitsandbytes(), layer.weight.quant_state, layer.in_features
-    start, stop, _ = rows.indices(layer.out_features)
-    data = layer.weight.data.view(-1)[start * width // 2 : stop * width // 2]
-    absmax = state.absmax
+def _scales(layer: nn.Linear) -> Tensor:
+    """What the integers are multiplied by, in float32: one number per row (8 bits) or per block of weights (4 bits)."""
+    if layer.weight.dtype == torch.int8:
+        return (layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB).float() / 127
+    state = layer.weight.quant_state
     if state.nested:
-        absmax = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
-    absmax = absmax[start * width // state.blocksize : -(-stop * width // state.blocksize)]
-    return torch.ops.bitsandbytes.dequantize_4bit(
-        data, absmax.float(), state.blocksize, state.quant_type, (stop - start, width), dtype
-    )
+        return bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2).float() + state.offset
+    return state.absmax.float()
+
+
+def _widen(layer: nn.Linear, scales: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Some rows of the weight."""
+    if layer.weight.dtype == torch.int8:
+        return (layer.weight.data[rows] * scales[rows, None]).to(dtype)
+    state, width = layer.weight.quant_state, layer.in_features
+    start, stop = rows.start * width, rows.stop * width
+    data = layer.weight.data.view(-1)[start // 2 : -(-stop // 2)]
+    absmax = scales[start // state.blocksize : -(-stop // state.blocksize)]
+    shape = (rows.stop - rows.start, width)
+    return torch.ops.bitsandbytes.dequantize_4bit(data, absmax, state.blocksize, state.quant_type, shape, dtype)
 
 
 def is_quantized(layer: nn.Linear) -> bool:
@@ -144,5 +148,4 @@ def dequantized(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that a quantised layer computes with, or the plain weight of a plain one."""
     if not is_quantized(layer):
         return layer.weight.to(dtype)
-    widen = _widen_8_bits if layer.weight.dtype == torch.int8 else _widen_4_bits
-    return widen(layer, dtype, slice(0, layer.out_features))
+    return _widen(layer, _scales(layer), slice(0, layer.out_features), dtype)
