@@ -195,7 +195,7 @@ class Run:
 
     def _after_batch(self) -> None:
         if self.fabric.device.type == "cpu":
-            give_back(0.9e9 * self.work.planned_gb)
+            give_back(1e9 * self.work.planned_gb)
 
     def _validate(self) -> float:
         self.val_loss = validate(self.model, self.work.validation, self.fabric.device)
