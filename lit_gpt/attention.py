@@ -152,10 +152,11 @@ class _Tiles(torch.autograd.Function):
         q_GRTD, k_GTD, v_GTD = _widen(q_1HTD, G), _widen(k_1GTD), _widen(v_1GTD)
         y_1HTD = _empty(q_1HTD)
         y_GRTD = y_1HTD[0].unflatten(0, (G, -1))
-        for tile in tiles:
-            prob, _, values = _probabilities(q_GRTD, k_GTD, v_GTD, tile)
-            y = y_GRTD[:, :, tile.rows]
-            y.copy_((prob @ values).view(y.shape))
+        with torch.autocast(q_1HTD.device.type, enabled=False):
+            for tile in tiles:
+                prob, _, values = _probabilities(q_GRTD, k_GTD, v_GTD, tile)
+                y = y_GRTD[:, :, tile.rows]
+                y.copy_((prob @ values).view(y.shape))
         return y_1HTD
 
     @staticmethod

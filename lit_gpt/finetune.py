@@ -63,7 +63,8 @@ class Finetune:
     long_samples: Literal["refuse", "drop", "truncate"] = "refuse"
     """What to do with longer samples; truncate keeps the end-of-text token."""
     memory_gb: float | None = None
-    """Memory that the run may take in GB; unset: what the GPU has, on the CPU no limit."""
+    """Memory that the run may take in GB, on the CPU besides the libraries; unset: what the GPU has, on the CPU no
+    limit."""
     low_memory: bool = False
     """Recompute all blocks in the backward pass, on the CPU give freed memory back at once: slower, least memory."""
     compile: bool = False
@@ -90,8 +91,11 @@ class Finetune:
     """Seed of initialisation, order of the data and dropout."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs", "max_seq_length")
+        at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs")
+        at_least(2, self, "max_seq_length")
         at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval")
+        if self.pack_length and not 64 <= self.pack_length <= 2**20:
+            raise UserError(f"--pack_length: must be 0 or from 64 to 1,048,576, got {self.pack_length}")
         check_seed(self.seed)
         if self.batch_size % self.micro_batch_size:
             raise UserError(
@@ -185,16 +189,16 @@ def import_fabric() -> type["Fabric"]:
     `import lightning.fabric` runs all of `lightning`, and with it torchmetrics, scipy and transformers: 2.6 s and
     0.14 GB that Fabric does not need. So these two names are empty modules while it is imported.
     """
-    import importlib
+    import importlib.metadata
+    import importlib.util
     import sys
 
-    if "lightning" not in sys.modules:
-        for name in ("lightning", "torchmetrics"):
-            spec = importlib.util.find_spec(name)
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-        sys.modules["torchmetrics"].__version__ = importlib.metadata.version("torchmetrics")
-        try:
-            return importlib.import_module("lightning.fabric").Fabric
-        finally:
-            del sys.modules["lightning"], sys.modules["torchmetrics"]
-    return importlib.import_module("lightning.fabric").Fabric
+    empty = [name for name in ("lightning", "torchmetrics") if name not in sys.modules]
+    for name in empty:
+        sys.modules[name] = importlib.util.module_from_spec(importlib.util.find_spec(name))
+        sys.modules[name].__version__ = importlib.metadata.version(name)  # Fabric asks for it
+    try:
+        return importlib.import_module("lightning.fabric").Fabric
+    finally:
+        for name in empty:
+            del sys.modules[name]

@@ -24,7 +24,7 @@ def head_loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor
     most = max(1, CHUNK_BYTES // (x_NC.element_size() * head_rows(head)))
     chunks = max(1, -(-len(x_NC) // most))
     rows = -(-len(x_NC) // chunks)  # all alike: a small chunk reads the whole head, too
-    if type(head) is nn.Linear and not head.weight.requires_grad:
+    if type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
         return _FrozenHeadLoss.apply(x_NC, head.weight, head.bias, labels_N, weights_N, rows)
     parts = []
     for chunk in zip(*_split(rows, x_NC, labels_N, weights_N), strict=True):
@@ -91,7 +91,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Scales what the forward pass has computed."""
         (gradient_NC,) = ctx.saved_tensors
-        return (gradient_NC * scale.to(gradient_NC.dtype)).to(ctx.x_dtype), None, None, None, None, None
+        return (gradient_NC * scale).to(ctx.x_dtype), None, None, None, None, None
 
 
 def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradient: bool) -> Tensor:

@@ -108,7 +108,8 @@ def _in_use(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
         return dequantized(layer, dtype)
     size = layer.out_features * layer.in_features
     if dtype not in _buffers or _buffers[dtype].numel() < size:
-        _buffers[dtype] = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # a tensor made in that mode could not be written to outside
+            _buffers[dtype] = torch.empty(size, dtype=dtype)
     weight = _buffers[dtype][:size].view(layer.out_features, layer.in_features)
     scales = _scales(layer)
     for start in range(0, layer.out_features, 256):  # 256 rows always are whole blocks of 64 weights
@@ -135,8 +136,11 @@ def _widen(layer: nn.Linear, scales: Tensor, rows: slice, dtype: torch.dtype) ->
     start, stop = rows.start * width, rows.stop * width
     data = layer.weight.data.view(-1)[start // 2 : -(-stop // 2)]
     absmax = scales[start // state.blocksize : -(-stop // state.blocksize)]
-    shape = (rows.stop - rows.start, width)
-    return torch.ops.bitsandbytes.dequantize_4bit(data, absmax, state.blocksize, state.quant_type, shape, dtype)
+    # As rows of one block each: its CPU kernel (0.50) takes wrong scales where a row ends inside a block.
+    size, block = stop - start, state.blocksize
+    shape = (size // block, block) if size % block == 0 else (1, size)
+    widened = torch.ops.bitsandbytes.dequantize_4bit(data, absmax, block, state.quant_type, shape, dtype)
+    return widened.view(-1, width)
 
 
 def is_quantized(layer: nn.Linear) -> bool:

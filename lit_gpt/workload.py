@@ -104,8 +104,8 @@ class Workload:
         needed = needs(self.config, method, dtype, s.quantize, heap)
         most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
-            self.layout.pack_length = int(most)
-            print(f"packs of {int(most):,} tokens, as much as fits")
+            self.layout.pack_length = max(ROUND, int(most) // ROUND * ROUND)
+            print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")
         if self.layout.fixed:
             self.settle()
         found = plan(needed, budget, self.largest(), s.low_memory)
@@ -115,8 +115,9 @@ class Workload:
         print("\n".join(found.lines()) + (f": {idle:.2f} GB" if on_cpu else ""))
         if not found.fits:
             raise UserError(
-                f"does not fit into {budget / 1e9:.1f} GB: {found.peak / 1e9:.1f} GB are needed for "
-                f"{found.tokens:,} tokens at once; try --quantize bnb.nf4-dq or a shorter --max_seq_length"
+                f"does not fit into {budget / 1e9:.2f} GB: {found.peak / 1e9:.2f} GB are needed for "
+                f"{found.tokens:,} tokens at once; try --low_memory true, --quantize bnb.nf4-dq or a shorter "
+                "--max_seq_length"
             )
         self.layout.recompute_above = found.recompute_above
 

@@ -77,7 +77,7 @@ def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path,
     assert "peak" in shown
     assert not (tmp_path / "out").exists()
     assert command("finetune lora", *flags, "--memory_gb", 0.0001) == 2
-    assert "does not fit into 0.0 GB" in capsys.readouterr().err
+    assert "does not fit into 0.00 GB" in capsys.readouterr().err
 
 
 def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(

@@ -95,6 +95,25 @@ def test_widened_weights_are_bitsandbytes_own(kind: str, dtype: torch.dtype) -> 
     torch.testing.assert_close(dx, torch.autograd.grad(expected.sum(), x)[0])
 
 
+@pytest.mark.parametrize("width", [32, 96, 100, 129])
+@pytest.mark.parametrize("kind", ["bnb.nf4", "bnb.fp4"])
+def test_rows_may_end_inside_a_block_of_weights(kind: str, width: int) -> None:
+    layer = quantized(torch.randn(300, width), None, kind, torch.float32, "cpu")
+    state, packed = layer.weight.quant_state, layer.weight.data.view(-1).int()
+    places = torch.stack((packed >> 4, packed & 15), 1).view(-1)[: 300 * width]
+    expected = state.code[places] * state.absmax.repeat_interleave(state.blocksize)[: 300 * width]
+    torch.testing.assert_close(dequantized(layer, torch.float32), expected.view(300, width), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(layer(torch.eye(width)), dequantized(layer, torch.float32).t(), rtol=1e-6, atol=1e-7)
+
+
+def test_use_in_inference_mode_does_not_spoil_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.quantize._buffers", {})
+    layer, x = quantized(torch.randn(64, 64), None, "bnb.nf4", torch.float32, "cpu"), torch.ones(1, 64)
+    with torch.inference_mode():
+        y = layer(x)
+    assert torch.equal(layer(x.requires_grad_()), y)
+
+
 @every_kind
 def test_gradients_are_those_over_the_dequantised_weights_after_a_validation_too(kind: str, base: Path) -> None:
     model = load_gpt(base, torch.float32, quantize=kind)
