@@ -9,6 +9,7 @@ from test_finetune import FLAGS
 from test_packing import FAMILIES
 
 from lit_gpt import GPT, Config
+from lit_gpt.attention import Pack, causal
 from lit_gpt.memory import HEAP, kept_by_block, needs, plan
 from lit_gpt.methods import LoRA
 
@@ -16,7 +17,7 @@ WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
 EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}
 
 
-def kept_per_token(config: Config, method: LoRA, tokens: int = 48) -> float:
+def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) -> float:
     """Bytes that autograd really keeps of a block for one token, in bfloat16."""
     model = GPT(config).to(torch.bfloat16)
     method.attach(model)
@@ -32,7 +33,8 @@ def kept_per_token(config: Config, method: LoRA, tokens: int = 48) -> float:
 
         blocks, model.blocks = model.blocks, model.blocks[:layers]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            out = model.hidden(torch.zeros(1, tokens, dtype=torch.int64))
+            pack = Pack([tokens], [None], torch.device("cpu"))
+            out = model.hidden(torch.zeros(1, tokens, dtype=torch.int64), None, pack.attend if tiles else causal)
         totals.append(sum(storage.nbytes() for storage in kept.values()))
         model.blocks = blocks
         del out
@@ -42,11 +44,12 @@ def kept_per_token(config: Config, method: LoRA, tokens: int = 48) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
-def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict) -> None:
+@pytest.mark.parametrize("tiles", [False, True], ids=["kernel", "tiles"])
+def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict, tiles: bool) -> None:
     config = Config("llama", **{**FAMILIES[family], **WIDE})
     method = LoRA(lora_r=1, lora_dropout=dropout, **more)
-    counted = kept_by_block(config, method.targets, dropout > 0, 2)
-    assert counted == pytest.approx(kept_per_token(config, method), rel=0.05)
+    counted = kept_by_block(config, method.targets, dropout > 0, 2, tiles)
+    assert counted == pytest.approx(kept_per_token(config, method, tiles), rel=0.05)
 
 
 def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
