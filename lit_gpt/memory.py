@@ -30,9 +30,6 @@ HEAD_BYTES = {"cuda": 3 * CHUNK_BYTES, "cpu": CHUNK_BYTES + 4 * CACHED_BYTES}
 HEAP = 1.4
 """On the CPU: what the allocator holds for every byte of activations, unless `return_large_blocks` was called."""
 
-LARGE = 4 << 20
-"""Bytes of a block that `return_large_blocks` is about."""
-
 PRODUCTS = 0.1e9
 """On the CPU: matrix products compiled for their shapes, and their buffers."""
 
@@ -208,4 +205,4 @@ def return_large_blocks() -> None:
     No holes remain, but every new block is filled with zeros by the system: training takes about 1.4 times as long.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(-3, LARGE)  # M_MMAP_THRESHOLD
+        ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD

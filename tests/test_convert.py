@@ -281,6 +281,7 @@ class Exploit:
 
 
 def test_the_exploit_works(tmp_path: Path) -> None:
+    """Without the defence the file does execute; otherwise its refusal, tested below, would show nothing."""
     torch.save(Exploit(tmp_path / "executed"), tmp_path / "x.bin")
     torch.load(tmp_path / "x.bin", weights_only=False)
     assert (tmp_path / "executed").exists()

@@ -122,7 +122,7 @@ def pack(groups: list[tuple[int, list[Sample]]], multiple: int = ROUND) -> Batch
     if width % multiple:
         lay(np.zeros(multiple - width % multiple, dtype=np.int64), None)
     targets = [(place, label, count) for (place, label), count in counts.items()]
-    targets += [(0, 0, 0)] * (ROUND - len(targets) % ROUND)
+    targets += [(0, 0, 0)] * (-len(targets) % ROUND if targets else ROUND)
     places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()
     idx_BT = torch.from_numpy(np.concatenate(row))[None]
     layout = Pack([len(piece) for piece in row], parents, torch.device("cpu"))
