@@ -38,43 +38,55 @@ def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropo
     return _LowRankAdd.apply(y, x, A, B, scale, dropout)
 
 
-def drop_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """Which of x's elements to drop, at random, and their expected share.
+def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
+    """Which of x's elements to keep, at random, as 1 and 0 in int8, and the expected share of the others.
 
     Each element takes 16 random bits, four elements from one draw: a fifth of the time of drawing them one by one. So
     the share is `dropout` rounded to a multiple of 2^-16, but not to 0 or 1.
     """
     level = min(max(round(dropout * 2**16), 1), 2**16 - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    return (draws.view(torch.int16)[: x.numel()] < level - 2**15).view(x.shape), level / 2**16
+    keep = torch.empty(x.shape, dtype=torch.int16, device=x.device)
+    torch.ge(draws.view(torch.int16)[: x.numel()].view(x.shape), level - 2**15, out=keep)
+    return keep.to(torch.int8), level / 2**16
+
+
+def dropped(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x with zeros where `keep` is 0, as a product of whole numbers: a sixth of the time of `masked_fill` on a CPU."""
+    if keep is None:
+        return x
+    whole = _WHOLE[x.element_size()]
+    return (x.view(whole) * keep.to(whole)).view(x.dtype)
+
+
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an element -> whole numbers of that size."""
 
 
 class _LowRankAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor:
-        drop = None
+        keep = None
         if dropout:
-            drop, share = drop_mask(x, dropout)
+            keep, share = keep_mask(x, dropout)
             scale /= 1 - share
-        x_2d = (x if drop is None else x.masked_fill(drop, 0)).flatten(0, -2)
+        x_2d = dropped(x, keep).flatten(0, -2)
         low = F.linear(x_2d, A.to(x.dtype))
         y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), B.t().to(y.dtype), alpha=scale)
-        ctx.save_for_backward(x, drop, low, A, B)
+        ctx.save_for_backward(x, keep, low, A, B)
         ctx.scale = scale
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, drop, low, A, B = ctx.saved_tensors
+        x, keep, low, A, B = ctx.saved_tensors
         dy_2d = dy.flatten(0, -2).to(low.dtype)
         dB = (dy_2d.t() @ low) * ctx.scale
         dlow = (dy_2d @ B.to(low.dtype)).mul_(ctx.scale)
-        dx = (dlow @ A.to(low.dtype)).view_as(x)
-        dA = dlow.t() @ (x if drop is None else x.masked_fill(drop, 0)).flatten(0, -2).to(low.dtype)
-        if drop is not None:
-            dx.masked_fill_(drop, 0)
-        return dy, dx.to(x.dtype), dA.to(A.dtype), dB.to(B.dtype), None, None
+        dx = dropped((dlow @ A.to(low.dtype)).view_as(x), keep) if ctx.needs_input_grad[1] else None
+        dA = dlow.t() @ dropped(x, keep).flatten(0, -2).to(low.dtype)
+        return dy, None if dx is None else dx.to(x.dtype), dA.to(A.dtype), dB.to(B.dtype), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

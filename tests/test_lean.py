@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import drop_mask, low_rank_add, rms_norm, rotate, silu_product
+from lit_gpt.lean import dropped, keep_mask, low_rank_add, rms_norm, rotate, silu_product
 from lit_gpt.methods import LoRA
 
 
@@ -53,8 +53,8 @@ def test_low_rank_add(dropout: float) -> None:
 
     def plain() -> torch.Tensor:
         torch.manual_seed(1)
-        drop, share = drop_mask(x, dropout) if dropout else (torch.zeros_like(x, dtype=torch.bool), 0.0)
-        return F.linear(x, W) + 1.5 * F.linear(F.linear(x * ~drop / (1 - share), A), B)
+        keep, share = keep_mask(x, dropout) if dropout else (1, 0.0)
+        return F.linear(x, W) + 1.5 * F.linear(F.linear(x * keep / (1 - share), A), B)
 
     assert torch.allclose(ours(), plain(), rtol=1e-12)
     upstream = torch.randn(2, 5, 6, dtype=torch.float64)
@@ -63,16 +63,25 @@ def test_low_rank_add(dropout: float) -> None:
 
 
 @pytest.mark.parametrize("dropout", [1e-9, 0.05, 0.5, 0.999999])
-def test_drop_mask(dropout: float) -> None:
+def test_keep_mask(dropout: float) -> None:
     """Every element is dropped with the share that is returned, those of one draw independently of each other."""
     torch.manual_seed(0)
-    drop, share = drop_mask(torch.empty(250_001, 4), dropout)
+    keep, share = keep_mask(torch.empty(250_001, 4), dropout)
+    drop = 1 - keep.double()
     assert share == pytest.approx(dropout, abs=2**-16)
     assert 0 < share < 1
-    deviations = (drop.double().mean(0) - share) / (share * (1 - share) / len(drop)) ** 0.5
+    deviations = (drop.mean(0) - share) / (share * (1 - share) / len(drop)) ** 0.5
     assert deviations.abs().max() < 5
     if dropout in (0.05, 0.5):
-        assert torch.corrcoef(drop.double().T).fill_diagonal_(0).abs().max() < 0.01
+        assert torch.corrcoef(drop.T).fill_diagonal_(0).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dropped_is_masked_fill(dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.5, -2.0, torch.inf], [torch.nan, -0.0, 3.0]], dtype=dtype)
+    keep = torch.tensor([[1, 0, 0], [0, 1, 1]], dtype=torch.int8)
+    assert torch.equal(dropped(x, keep), x.masked_fill(keep == 0, 0))
+    assert torch.equal(dropped(x.T, keep.T), x.T.masked_fill(keep.T == 0, 0))
 
 
 def test_dropout_drops_its_share_in_training_only() -> None:
