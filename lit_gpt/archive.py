@@ -1,8 +1,9 @@
-"""Writes a flat dict of tensors as `torch.save` does, but one tensor after the other, so that few are in memory.
+"""Archives of tensors in torch's format: saved, proved, and written one tensor after the other.
 
-The format is torch's (its notes on serialization): an uncompressed zip archive with a pickle of the dict (`data.pkl`),
-in which a tensor is a shape and the number N of a storage, and the bytes of every storage in `data/N`. They start at
-multiples of 64, so that `torch.load(mmap=True)` can use them where they lie.
+`write_archive` writes a flat dict as `torch.save` does, but with few tensors in memory at a time. The format is torch's
+(its notes on serialization): an uncompressed zip archive with a pickle of the dict (`data.pkl`), in which a tensor is a
+shape and the number N of a storage, and the bytes of every storage in `data/N`. They start at multiples of 64, so that
+`torch.load(mmap=True)` can use them where they lie.
 """
 
 import hashlib
@@ -12,14 +13,18 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_gpt.files import atomic
 
 STORAGES = {
     torch.float64: torch.DoubleStorage,
@@ -35,6 +40,57 @@ PIECE = 1 << 22
 """Elements that are converted to another type at once."""
 CACHED = 1 << 18
 """Bytes that are summed up and copied at once: few enough to be in the processor's cache for the second of the two."""
+
+READ = 1 << 20
+"""Bytes that are read and summed up at once."""
+
+
+def save(path: Path, value: Any) -> None:
+    """`torch.save`, whole or not at all.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch's word for a full disk; the true reason is behind it
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def prove(path: Path) -> str:
+    """Reads an archive and compares every record with its CRC-32, which `torch.load` does not; in some threads.
+
+    Returns:
+        An identity of the content: SHA-256 over name, size and CRC-32 of all records.
+
+    Raises:
+        ValueError: a record is not as it was written.
+        Exception: whatever `zipfile` says of a file that is no archive, or not a whole one.
+    """
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive, ThreadPoolExecutor() as threads:
+        records = archive.infolist()
+        for record in records:
+            archive.open(record).close()  # compares the name in front of the record with the one in the directory
+        for record, found in zip(records, threads.map(partial(_crc, file.fileno()), records), strict=True):
+            if found != record.CRC or record.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{record.filename} is not as it was written")
+    names = (record.filename.partition("/")[2] for record in records)  # without the archive's own name
+    lines = (f"{name} {record.file_size} {record.CRC:08x}\n" for name, record in zip(names, records, strict=True))
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _crc(file: int, record: zipfile.ZipInfo) -> int:
+    """The CRC-32 of what stands in the file where torch will read it."""
+    name, extra = struct.unpack("<HH", os.pread(file, 4, record.header_offset + 26))
+    place = record.header_offset + 30 + name + extra
+    crc, end = 0, place + record.file_size
+    while place < end:
+        data = os.pread(file, min(READ, end - place), place)
+        if not data:
+            break
+        crc, place = zlib.crc32(data, crc), place + len(data)
+    return crc
 
 
 def write_archive(

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.archive import prove, save
 from lit_gpt.config import Config
-from lit_gpt.files import atomic, read_json
+from lit_gpt.files import read_json
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
 from lit_gpt.quantize import quantized
@@ -22,6 +23,9 @@ DTYPES = {
     "32-true": torch.float32,
 }
 """Lightning's names of precisions -> the type that the base's weights are stored in; "mixed" computes in 16 bits."""
+
+CONVERT = "convert the checkpoint first (scripts/convert_hf_checkpoint.py)"
+"""What to do about weights that cannot be read."""
 
 
 def default_device() -> torch.device:
@@ -59,6 +63,7 @@ def load_gpt(
     if quantize is None and finetuned is not None:
         quantize = read_finetuned(finetuned).get("quantize")
     model = meta_gpt(config)
+    prove_weights(folder)
     done = _quantize_blocks(model, folder, quantize, dtype, device) if quantize not in (None, "none") else set()
     state = {name: weight for name, weight in open_weights(folder).items() if name not in done}
     if config.tie_embeddings:
@@ -86,7 +91,19 @@ def open_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: `lit_model.pth` is missing or damaged.
     """
-    return load_file(folder / "lit_model.pth", "convert the checkpoint first (scripts/convert_hf_checkpoint.py)")
+    path = folder / "lit_model.pth"
+    with _readable(path, CONVERT):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def prove_weights(folder: Path) -> None:
+    """Reads the weights of a converted checkpoint once to see that they are as they were written.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    with _readable(folder / "lit_model.pth", CONVERT):
+        prove(folder / "lit_model.pth")
 
 
 def _quantize_blocks(
@@ -112,16 +129,24 @@ def _quantize_blocks(
     return used
 
 
-def load_file(path: Path, hint: str) -> dict[str, Any]:
-    """Opens one of our archives without reading its tensors yet, and without executing anything in it.
+def load_file(path: Path, hint: str) -> Any:
+    """Reads one of our archives after proving it, and without executing anything in it.
 
     Raises:
-        UserError: the file is missing (then `hint` says what makes it) or is not a whole archive.
+        UserError: the file is missing (then `hint` says what makes it) or is not as it was written.
     """
+    with _readable(path, hint):
+        prove(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, hint: str) -> Iterator[None]:
+    """Turns whatever a reader of archives says about `path` into one line."""
     if not path.is_file():
         raise UserError(f"no file {path}; {hint}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        yield
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     except Exception as error:
@@ -136,8 +161,7 @@ def save_finetuned(path: str | Path, model: GPT, method: Method, facts: dict[str
         path: `OUT/lit_model_<method>_finetuned.pth`.
         facts: plain values about the run, such as `prompt_style` and `base` (see `base_identity`).
     """
-    with atomic(path) as temporary:
-        torch.save({"method": describe(method), "weights": trainable_state(model), **facts}, temporary)
+    save(Path(path), {"method": describe(method), "weights": trainable_state(model), **facts})
 
 
 def finetuned_file(path: str | Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.families import catalogue, family
-from lit_gpt.files import read_json
+from lit_gpt.files import read_json, read_sealed
 from lit_gpt.settings import UserError
 
 
@@ -108,7 +108,7 @@ class Config:
         if path.exists():
             known = {field.name for field in dataclasses.fields(cls)}
             try:
-                return cls(**{key: value for key, value in read_json(path).items() if key in known})
+                return cls(**{key: value for key, value in read_sealed(path).items() if key in known})
             except (TypeError, AttributeError) as error:
                 raise UserError(f"{path}: {error}; convert the checkpoint again") from error
         if not path.parent.is_dir():

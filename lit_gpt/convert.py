@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.config import Config
-from lit_gpt.files import atomic, read_json, size_text
+from lit_gpt.files import atomic, read_json, sealed, size_text
 from lit_gpt.settings import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_checkpoint(
     with atomic(folder / "lit_config.json") as description, atomic(folder / "lit_model.pth") as archive:
         with _progress(size) as progress:
             digest = write_archive(archive, layout, tensors, progress)
-        facts = {**config.to_dict(), "dtype": dtype, "weights_sha256": digest, **about}
+        facts = sealed({**config.to_dict(), "dtype": dtype, "weights_sha256": digest, **about})
         description.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return f"{_short(sum(tensor.numel() for tensor in layout.values()))} parameters, {dtype}, {size_text(size)}"
 

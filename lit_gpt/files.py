@@ -1,6 +1,7 @@
 """Files that are whole or absent: every file of ours is written beside its place and then renamed into it."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,32 +17,57 @@ from lit_gpt.settings import UserError
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; on success it is flushed to disk and takes the name `path`.
 
-    If the block raises, the temporary file is removed and an older `path` stays as it was.
+    If the block raises, the temporary file is removed and an older `path` stays as it was. What a killed process left
+    is overwritten by the next one that writes `path`.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or another process is writing `path`.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # mkstemp makes private files; ours get the mode that open() gives
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        with locked(temporary, f"another process is writing {path}; wait for it or choose another folder"):
+            try:
+                yield temporary
+                flush(temporary)
+                os.replace(temporary, path)
+                flush(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The one line for a file that could not be written."""
+    return UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")
+
+
+@contextlib.contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Holds a lock on the file `path`, which is made if it is not there; it ends with the process, however that ends.
+
+    Raises:
+        UserError: with `message`, if another process holds it.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(message) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def results_folder(path: Path) -> None:
@@ -82,6 +108,28 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not UTF-8 text ({error})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+
+
+def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with a digest of themselves, for `read_sealed`."""
+    return {**facts, "sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def read_sealed(path: str | Path) -> Any:
+    """Reads a JSON file; one that was `sealed` must be as it was written.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or was changed.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and "sha256" in value:
+        facts = {key: fact for key, fact in value.items() if key != "sha256"}
+        if sealed(facts) != value:
+            raise UserError(
+                f"{path} is not as it was written: damaged (then make it again), or changed by hand (then take its "
+                'entry "sha256" out)'
+            )
+    return value
 
 
 def size_text(size: int) -> str:

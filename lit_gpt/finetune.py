@@ -1,12 +1,13 @@
 """Finetuning, from settings to a file of trained weights: load, attach, data, train, save."""
 
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lit_gpt.files import results_folder
+from lit_gpt.files import locked, results_folder
 from lit_gpt.methods import Method, describe
 from lit_gpt.settings import UserError, at_least, check_seed
 
@@ -57,7 +58,10 @@ class Finetune:
     epochs: int | None = None
     """End after this many passes over the data."""
     max_time: str | None = None
-    """End after this much time, such as 23h30m, 45m or 90s."""
+    """End within this much time, such as 23h30m, 45m or 90s: from the start of the command to the last save. The
+    learning rate ends with it; a resumed run goes on counting."""
+    early_stop_patience: int | None = None
+    """End after this many validations in a row without a lower loss."""
     max_seq_length: int | None = None
     """Longest sample in tokens; unset: the model's context."""
     long_samples: Literal["refuse", "drop", "truncate"] = "refuse"
@@ -80,7 +84,12 @@ class Finetune:
     eval_max_new_tokens: int = 100
     """Longest such answer in tokens."""
     save_interval: int = 100
-    """Steps between saves."""
+    """Steps between checkpoints; every validation with the lowest loss so far and every signal saves one, too."""
+    keep_last: int = 2
+    """Checkpoints to keep, besides that with the lowest validation loss."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint in --out_dir if there is one; never: start anew and remove them; or the
+    folder of a checkpoint."""
     log_interval: int = 1
     """Steps between log lines."""
     loggers: list[str] = field(default_factory=list)
@@ -89,9 +98,12 @@ class Finetune:
     """Number of devices."""
     seed: int = 1337
     """Seed of initialisation, order of the data and dropout."""
+    deterministic: bool = False
+    """On a GPU, use only what gives the same bits every time; on the CPU that is always so."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs")
+        at_least(1, self, "early_stop_patience", "keep_last")
         at_least(2, self, "max_seq_length")
         at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval")
         if self.pack_length and not 64 <= self.pack_length <= 2**20:
@@ -140,6 +152,8 @@ def finetune(settings: Finetune, method: Method) -> None:
     from lit_gpt.checkpoint import DTYPES, default_device, load_gpt
     from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
+    from lit_gpt.record import describe_run
+    from lit_gpt.resume import find, finished
     from lit_gpt.run import Run
     from lit_gpt.tokenizer import Tokenizer
     from lit_gpt.workload import Workload
@@ -149,17 +163,25 @@ def finetune(settings: Finetune, method: Method) -> None:
     tokenizer = Tokenizer(settings.checkpoint_dir)
     splits = {split: TokenDataset(settings.data_dir, split) for split in ("train", "test")}
     check_tokenizer(splits["train"].meta, tokenizer)
-    work = Workload(settings, splits, Config.from_checkpoint(settings.checkpoint_dir))
+    config = Config.from_checkpoint(settings.checkpoint_dir)
+    work = Workload(settings, splits, config)
     fabric = launch(settings)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
     dtype = DTYPES[settings.precision]
     work.fit(method, dtype, fabric.device)
     if settings.dry_run:
         return
-    results_folder(settings.out_dir)
-    model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
-    method.attach(model)
-    Run(fabric, settings, method, model.train(), work, tokenizer).go()
+    out = settings.out_dir
+    results_folder(out)
+    told = describe_run(settings, method, config, splits, fabric.device)
+    with locked(out / ".lock", f"--out_dir {out}: another run is at work there; wait for it or choose another folder"):
+        if settings.resume == "auto" and finished(out, told):
+            print(f"{out} holds this run, finished: nothing to do; --resume never starts it anew")
+            return
+        start = find(out, settings.resume, told)
+        model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
+        method.attach(model)
+        Run(fabric, settings, method, model.train(), work, tokenizer, told, start).go()
 
 
 def launch(settings: Finetune) -> "Fabric":
@@ -179,6 +201,10 @@ def launch(settings: Finetune) -> "Fabric":
         raise UserError("--precision 16-mixed needs a GPU; use bf16-true, bf16-mixed or 32-true on the CPU")
     fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=precision)
     fabric.launch()
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True)
     fabric.seed_everything(settings.seed, verbose=False)
     return fabric
 

@@ -55,7 +55,7 @@ def merge_lora(settings: Merge) -> None:
     """
     import torch
 
-    from lit_gpt.checkpoint import apply_finetuned, finetuned_file, open_weights, read_finetuned
+    from lit_gpt.checkpoint import apply_finetuned, finetuned_file, prove_weights, read_finetuned
     from lit_gpt.convert import write_checkpoint
     from lit_gpt.model import meta_gpt
     from lit_gpt.parts import logits, merged, weights_of
@@ -64,7 +64,7 @@ def merge_lora(settings: Merge) -> None:
     began, folder, out = time.perf_counter(), settings.checkpoint_dir, settings.out_dir
     _check_out_dir(out, folder)
     base = meta_gpt(Config.from_checkpoint(folder))
-    open_weights(folder)  # says if they are missing
+    prove_weights(folder)
     method = apply_finetuned(trained := copy.deepcopy(base), settings.lora_path, folder)
     method.merge(plain := copy.deepcopy(trained))  # of all three, there are only shapes as yet
     file, saved = finetuned_file(settings.lora_path), read_finetuned(settings.lora_path)

@@ -1,5 +1,6 @@
 """What a run tells while it goes on: the terminal, `metrics.csv`, `loss.png`, and loggers on request."""
 
+import contextlib
 import csv
 import resource
 import sys
@@ -11,11 +12,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lit_gpt.files import atomic
+from lit_gpt.files import atomic, cannot_write, flush, write_text
 from lit_gpt.settings import UserError
 
 COLUMNS = ["step", "iter", "samples", "tokens", "loss", "val_loss", "learning_rate"]
 COLUMNS += ["tokens_per_second", "seconds", "memory_gb"]
+WHOLE = COLUMNS[:4]
+"""Those that hold whole numbers."""
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -27,10 +30,14 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Seconds of training: stands still while paused (validation, saving)."""
+    """Seconds of training: stands still while paused (validation, saving).
 
-    def __init__(self) -> None:
-        self._sum = 0.0
+    Args:
+        seconds: where to start.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._sum = seconds
         self._since: float | None = time.perf_counter()
 
     @property
@@ -48,27 +55,52 @@ class Stopwatch:
 
 
 class RunLog:
-    """Writes one row per logged step to every place that was asked for.
+    """Writes one row per logged step to every place that was asked for; a context that ends with `loss.png`.
 
     Args:
         out_dir: folder of `metrics.csv` and `loss.png`.
         loggers: further places, "tensorboard" or "wandb".
         settings: plain values shown by the loggers.
         steps: optimizer steps of the run.
+        done: steps that an earlier process has done.
+        earlier: its `metrics.csv`, whose rows up to `done` are taken over.
+
+    Attributes:
+        seconds: the training time up to the last row of `earlier`, taken over or not.
     """
 
-    def __init__(self, out_dir: Path, loggers: list[str], settings: dict[str, Any], steps: int) -> None:
-        self.path = out_dir / "metrics.csv"
-        self.rows: list[dict[str, Any]] = []
-        out_dir.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "w", newline="")  # noqa: SIM115 - stays open for the whole run
-        self._csv = csv.DictWriter(self._file, COLUMNS)
-        self._csv.writeheader()
-        self._sinks = [SINKS[name](out_dir, settings) for name in loggers]
+    def __init__(
+        self,
+        out_dir: Path,
+        loggers: list[str],
+        settings: dict[str, Any],
+        steps: int,
+        done: int = 0,
+        earlier: Path | None = None,
+    ) -> None:
+        self.path, self.steps = out_dir / "metrics.csv", steps
+        found = read_rows(earlier) if earlier else []
+        self.rows = [row for row in found if row["step"] <= done]
+        self.seconds = max((row["seconds"] for row in found), default=0.0)
+        write_text(self.path, "".join(map(_csv_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])))
+        self._sinks = [SINKS[name](out_dir, settings, done) for name in loggers]
         self._live = _live_line() if sys.stdout.isatty() else None
+
+    def __enter__(self) -> "RunLog":
         if self._live:
-            self._task = self._live.add_task("", total=steps, loss="–", val="–", rest="")
+            self._task = self._live.add_task("", total=self.steps, loss="–", val="–", rest="")
             self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Releases the terminal and draws `loss.png`; the trouble that the run already has is the one to tell."""
+        if self._live:
+            self._live.stop()
+        for sink in self._sinks:
+            sink(None)
+        if self.rows and kind is not KeyboardInterrupt:
+            with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
+                plot_losses(self.rows, self.path.with_name("loss.png"))
 
     def say(self, text: str) -> None:
         """A line for people, above the live line if there is one."""
@@ -80,9 +112,11 @@ class RunLog:
     def step(self, row: dict[str, Any], iter_ms: float) -> None:
         """Logs a row with the columns `COLUMNS`; `val_loss` may be missing. `iter_ms` is for the plain line."""
         self.rows.append(row)
-        shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        self._csv.writerow(shown)
-        self._file.flush()
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_csv_line(row))
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         for sink in self._sinks:
             sink(row)
         rest = f"lr {row['learning_rate']:.2e}, {row['tokens_per_second']:,.0f} tokens/s, {row['memory_gb']:.2f} GB"
@@ -99,15 +133,28 @@ class RunLog:
         if self._live:
             self._live.update(self._task, completed=step)
 
-    def close(self) -> None:
-        """Draws `loss.png` and releases the terminal and the files."""
-        if self._live:
-            self._live.stop()
-        self._file.close()
-        for sink in self._sinks:
-            sink(None)
-        if self.rows:
-            plot_losses(self.rows, self.path.with_name("loss.png"))
+    def flush(self) -> None:
+        """Waits until the rows are on the disk."""
+        flush(self.path)
+
+
+def _csv_line(row: dict[str, Any]) -> str:
+    """A row as text; floats are shortened."""
+    values = (row.get(column, "") for column in COLUMNS)
+    return ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.csv` as numbers; a torn line, which only the last can be, is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        for line in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError):
+                row = {key: float(line[key]) for key in COLUMNS if line[key] != ""}
+                rows.append({key: int(value) if key in WHOLE else value for key, value in row.items()})
+    return rows
 
 
 def _live_line() -> Progress:
@@ -148,12 +195,12 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _tensorboard(out_dir: Path, settings: dict[str, Any]) -> Any:
+def _tensorboard(out_dir: Path, settings: dict[str, Any], done: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--loggers: tensorboard is not installed; pip install tensorboard") from error
-    writer = SummaryWriter(str(out_dir / "tensorboard"))
+    writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=done + 1)
     writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 
     def sink(row: dict[str, Any] | None) -> None:
@@ -167,7 +214,7 @@ def _tensorboard(out_dir: Path, settings: dict[str, Any]) -> Any:
     return sink
 
 
-def _wandb(out_dir: Path, settings: dict[str, Any]) -> Any:
+def _wandb(out_dir: Path, settings: dict[str, Any], done: int) -> Any:
     try:
         import wandb
     except ImportError as error:

@@ -10,12 +10,16 @@ import dataclasses
 import difflib
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
+
+STARTED = time.monotonic()
+"""About when the process began: this module comes first."""
 
 ALIASES = {"--override_max_seq_length": "--max_seq_length", "--access_token": "--token"}
 _HELP = {
@@ -30,6 +34,14 @@ _NO_VALUE = ("NULL", "NONE")
 
 class UserError(Exception):
     """Something that the user can mend: says in one line what is wrong, where, and what to do. Exit code 2."""
+
+
+class Stopped(Exception):
+    """A signal ended the command in good order: what to tell, and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def at_least(least: int, settings: Any, *names: str) -> None:
@@ -168,12 +180,15 @@ def run(
     defaults: dict[str, Any] | None = None,
     argv: list[str] | None = None,
 ) -> int:
-    """Runs `function(*settings)` as a command; returns 0 done, 1 failure, 2 the user can mend it, 130 Ctrl-C."""
+    """Runs `function(*settings)` as a command; returns 0 done, 1 failure, 2 can be mended, 130 or 143 a signal."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         function(*parse(argv, classes, prog, doc, defaults))
     except UserError as error:
         return _report(error, str(error), argv, code=2)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

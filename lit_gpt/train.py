@@ -5,6 +5,7 @@ samples are spread over batches: gradients of 8 x 1 equal those of 1 x 8, and pa
 """
 
 import math
+import zlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,10 @@ def train(
     optimizer: torch.optim.Optimizer,
     batches: Batches,
     *,
+    start: int = 0,
     steps: int,
     samples: int,
+    seed: int,
     schedule: Callable[[int], float],
     max_norm: float | None,
     after_batch: Callable[[], None] = lambda: None,
@@ -50,7 +53,9 @@ def train(
 
     Args:
         fabric: a launched `lightning.Fabric`; `model` and `optimizer` are set up with it.
+        start: steps that are done.
         samples: samples of the whole run; the last step may be smaller than a batch.
+        seed: with the step it decides what a step draws, so that a run can be continued anywhere.
         schedule: step -> learning rate.
         max_norm: gradients are scaled down to this norm; None: never.
         after_batch: called when a batch's gradients are there.
@@ -60,7 +65,8 @@ def train(
     Returns:
         The steps done.
     """
-    for step in range(steps):
+    for step in range(start, steps):
+        torch.manual_seed(zlib.crc32(f"{seed} {step}".encode()))
         rate = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -24,6 +24,9 @@ CUDA_SHARE = 0.94
 LOOK_AHEAD = 64
 """Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
 
+ENDLESS = 10**9
+"""Steps of a run that only its time ends."""
+
 
 class Workload:
     """The data of a run as batches, and its length in steps.
@@ -41,10 +44,28 @@ class Workload:
         self.layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, max_length, s.compile)
         self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed)
         self.steps, self.samples = plan_length(s, self.batches)
-        default_warmup = min(100, max(1, self.steps // 10))
-        self.warmup = default_warmup if s.warmup_steps is None else s.warmup_steps
         fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
         self.validation = replace(self.layout, fixed=False).batches(splits["test"], list(fixed))
+
+    def warmup(self, steps: int) -> int:
+        """Steps of warm-up in a run of so many steps."""
+        given = self.settings.warmup_steps
+        return min(100, max(1, steps // 10)) if given is None else given
+
+    def samples_after(self, step: int) -> int:
+        """Samples that so many steps train on."""
+        return min(step * self.settings.batch_size, self.samples)
+
+    def length(self) -> str:
+        """The length of the run, in words."""
+        s = self.settings
+        if self.steps == ENDLESS:
+            return f"steps of {s.batch_size} samples of {len(self.batches.samples):,}, for {s.max_time}"
+        epochs = self.samples / len(self.batches.samples)
+        return (
+            f"{self.steps:,} steps of {s.batch_size} samples = {self.samples:,} samples, {epochs:.2f} epochs; "
+            f"warm-up {self.warmup(self.steps)} steps" + (f"; at most {s.max_time}" if s.max_time else "")
+        )
 
     def largest(self) -> int:
         """Tokens of the largest of the run's next batches, padding included."""
@@ -149,8 +170,8 @@ def usable_samples(dataset: TokenDataset, max_length: int, long_samples: str, pl
 
 def plan_length(s: "Finetune", batches: Batches) -> tuple[int, int]:
     """Steps and samples of the run: the shortest of the limits that were given."""
-    limits = []
-    if s.max_iters is not None or (s.max_steps is None and s.epochs is None):
+    limits = [ENDLESS]
+    if s.max_iters is not None or (s.max_steps is None and s.epochs is None and s.max_time is None):
         limits.append(max(1, (s.max_iters or 50_000) * s.micro_batch_size // s.batch_size))
     if s.max_steps is not None:
         limits.append(s.max_steps)

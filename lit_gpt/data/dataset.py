@@ -9,14 +9,14 @@
 `meta.json` beside them says where they come from; it is written last, so a set without it is not whole.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lit_gpt.files import atomic, read_json, write_json
+from lit_gpt.archive import prove, save
+from lit_gpt.files import read_sealed, sealed, write_json
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def write_dataset(
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --destination_path") from error
     for split, (samples, starts) in splits.items():
         _write_split(folder / f"{split}.pt", samples, starts)
-    write_json(folder / "meta.json", {"format": FORMAT, **meta, "tokenizer": _describe(tokenizer)})
+    write_json(folder / "meta.json", sealed({"format": FORMAT, **meta, "tokenizer": _describe(tokenizer)}))
     return {name: (folder / name).stat().st_size for name in (*(f"{split}.pt" for split in splits), "meta.json")}
 
 
@@ -62,10 +62,7 @@ def _write_split(path: Path, samples: list[np.ndarray], starts: list[int]) -> No
         "lengths": torch.tensor([len(ids) for ids in samples], dtype=torch.int32),
         "supervised": torch.from_numpy(np.packbits(supervised)),
     }
-    archive = io.BytesIO()  # writing itself, torch puts the file's name into it, and a full disk is a RuntimeError
-    torch.save(content, archive)
-    with atomic(path) as temporary:
-        temporary.write_bytes(archive.getbuffer())
+    save(path, content)
 
 
 class TokenDataset:
@@ -73,6 +70,7 @@ class TokenDataset:
 
     Attributes:
         lengths: (samples,) int64, the tokens of each sample.
+        digest: identity of the split's content.
         meta: the content of `meta.json`.
     """
 
@@ -91,13 +89,14 @@ class TokenDataset:
                 raise UserError(
                     f"no {needed.name} in {needed.parent}; prepare the data set again (scripts/prepare_*.py)"
                 )
-        self.meta: dict[str, Any] = read_json(self.path.parent / "meta.json")
+        self.meta: dict[str, Any] = read_sealed(self.path.parent / "meta.json")
         version = self.meta.get("format") if isinstance(self.meta, dict) else None
         if version != FORMAT:
             raise UserError(
                 f"{self.path.parent}: format {version}, this program reads {FORMAT}; prepare the data again"
             )
         try:
+            self.digest = prove(self.path)
             content = torch.load(self.path, weights_only=True, mmap=True)
             self._tokens, lengths, packed = content["tokens"], content["lengths"], content["supervised"]
             self._supervised = packed.numpy()
@@ -106,7 +105,7 @@ class TokenDataset:
             total = self._ends[-1] if self._ends else 0
             whole = len(self._tokens) == total and len(packed) == (total + 7) // 8
         except Exception as error:  # torch raises whatever its parsers raise
-            raise UserError(f"{self.path}: cut short, or not a prepared split; prepare the data again") from error
+            raise UserError(f"{self.path}: damaged, or not a prepared split; prepare the data again") from error
         if not whole:
             raise UserError(f"{self.path}: its tensors do not fit together; prepare the data again")
         if not self._ends:

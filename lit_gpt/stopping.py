@@ -1,0 +1,84 @@
+"""When a run ends before its last step: a signal, or the end of its time."""
+
+import math
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from lit_gpt.settings import STARTED
+
+ENDING = 5.0
+"""Seconds kept for the plot, the record of the run, and the process's end."""
+
+DISK = 2e8
+"""Bytes that a disk takes in a second, for a save that was never timed."""
+
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+"""Signals that end a run in good order -> exit codes; SIGUSR1 is what schedulers send some time before SIGTERM."""
+
+
+class Signals:
+    """Notes SIGTERM, SIGUSR1 and the first Ctrl-C instead of ending the process; a further Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+            self._before = {number: signal.signal(number, self._note) for number in CODES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.received:
+            self.received = signal.Signals(number)
+            hint = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
+            # not print(): the signal may have come in the middle of one
+            os.write(2, f"\n{self.received.name}: saving after this step{hint}\n".encode())
+
+
+class Deadline:
+    """How many steps fit into a time, so that the last validation and save do, too.
+
+    Args:
+        limit: seconds for the whole run, from the start of its first process; may be infinite.
+        spent: seconds that earlier processes of the run took.
+        saving: bytes that a save writes.
+    """
+
+    def __init__(self, limit: float, spent: float, saving: float) -> None:
+        self.limit, self._earlier = limit, spent
+        self.validating = 0.0
+        """Seconds of a validation."""
+        self.saving = saving / DISK
+        """Seconds of a save."""
+        self._first: tuple[int, float] | None = None
+        self._seconds_per_step = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start of the run's first process, those between processes left out."""
+        return self._earlier + time.monotonic() - STARTED
+
+    def count(self, step: int) -> None:
+        """Notes that so many steps are done. A process's first step is not timed: it is slower than the others."""
+        if self._first is None:
+            self._first = (step, self.spent)
+        elif step > self._first[0]:
+            self._seconds_per_step = (self.spent - self._first[1]) / (step - self._first[0])
+
+    def fitting(self, extra: float = 0.0) -> float:
+        """Steps that still fit, after `extra` seconds; infinite while none was timed."""
+        left = self.limit - ENDING - self.validating - self.saving - extra - self.spent
+        if left <= 0:
+            return 0
+        return left // self._seconds_per_step if self._seconds_per_step and left < math.inf else math.inf

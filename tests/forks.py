@@ -1,0 +1,104 @@
+"""Runs commands in processes that start at once, so that killing many of them takes seconds and not minutes.
+
+A server process imports everything a run needs, and then forks for every command.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SERVER = """
+import json, os, resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+import matplotlib.backends.backend_agg, matplotlib.figure, rich.progress, torch
+import lit_gpt.run
+from lit_gpt.finetune import import_fabric
+import_fabric()
+from forks import play
+torch.set_num_threads(1)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        play(**json.loads(line))
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def play(name: str, argv: list[str], log: str, bomb: int | None, place: str, largest: int | None) -> None:
+    """The child: runs a command and leaves.
+
+    Args:
+        bomb: dies at this file operation (opening, renaming, removing, making) under `place`, as if killed there.
+        largest: no file can grow beyond so many bytes.
+    """
+    import resource
+
+    from conftest import command
+
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    count = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal count
+        touches = event == "open" or event.startswith(("os.r", "os.m"))
+        if touches and args and place in str(args[0]) and (event != "open" or args[2] & (os.O_WRONLY | os.O_RDWR)):
+            count += 1
+            if count == bomb:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if bomb is not None:
+        sys.addaudithook(hook)
+    sys.argv = ["finetune/lora.py", *argv]
+    os._exit(command(name, *argv))
+
+
+class Forks:
+    """The server, as a context."""
+
+    def __enter__(self) -> "Forks":
+        here = str(Path(__file__).parent)
+        command = [sys.executable, "-c", SERVER, here]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stdin.close()
+        self._server.wait()
+
+    def start(
+        self, name: str, argv: list[Any], log: Path, bomb: int | None = None, place: Path = Path("/"), largest: int | None = None
+    ) -> int:
+        """Starts a command; its process id. Then call `wait`."""
+        words = [str(word) for word in argv]
+        job = {"name": name, "argv": words, "log": str(log), "bomb": bomb, "place": str(place), "largest": largest}
+        print(json.dumps(job), file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit code of the command that was started last; -9 if it was killed."""
+        return os.waitstatus_to_exitcode(int(self._server.stdout.readline()))
+
+    def run(self, *args: Any, **options: Any) -> int:
+        """Runs a command to its end; its exit code."""
+        self.start(*args, **options)
+        return self.wait()
+
+    def kill_after(self, seconds: float, number: int, *args: Any) -> int:
+        """Starts a command and sends it a signal; its exit code."""
+        child = self.start(*args)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+        return self.wait()
