@@ -149,6 +149,8 @@ def _readable(path: Path, hint: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    except MemoryError:
+        raise  # says nothing of the file
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is damaged or not a file of ours ({reason}); {hint}") from error
@@ -233,12 +235,3 @@ def base_identity(checkpoint_dir: str | Path) -> dict[str, Any]:
     path = Path(checkpoint_dir) / "lit_config.json"
     digest = read_json(path).get("weights_sha256") if path.exists() else None
     return {"checkpoint_dir": str(checkpoint_dir), "weights_sha256": digest}
-
-
-@contextlib.contextmanager
-def memory_error_explained(advice: str) -> Iterator[None]:
-    """Turns running out of GPU memory into one line that ends with `advice`."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"out of GPU memory ({str(error).split('.')[0]}); {advice}") from error

@@ -80,7 +80,8 @@ def evaluate(settings: Evaluate) -> None:
 
     from lm_eval.utils import handle_non_serializable, make_table
 
-    from lit_gpt.checkpoint import DTYPES, base_identity, default_device, load_gpt, memory_error_explained
+    from lit_gpt.checkpoint import DTYPES, base_identity, default_device, load_gpt
+    from lit_gpt.memory import memory_error_explained
     from lit_gpt.runlog import peak_memory_gb
     from lit_gpt.tokenizer import Tokenizer
 
@@ -88,7 +89,7 @@ def evaluate(settings: Evaluate) -> None:
     dtype, finetuned = DTYPES[settings.precision], settings.lora_path
     model = load_gpt(settings.checkpoint_dir, dtype, finetuned=finetuned, merge=True, device=device)
     print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
-    with memory_error_explained("lower --batch_size or --max_seq_length"):
+    with memory_error_explained(lambda: "; lower --batch_size or --max_seq_length"):
         results = evaluate_model(
             model,
             tokenizer,

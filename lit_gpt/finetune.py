@@ -88,8 +88,8 @@ class Finetune:
     keep_last: int = 2
     """Checkpoints to keep, besides that with the lowest validation loss."""
     resume: str = "auto"
-    """auto: go on from the newest checkpoint in --out_dir if there is one; never: start anew and remove them; or the
-    folder of a checkpoint."""
+    """Whether to go on from the newest checkpoint in --out_dir (auto), from a checkpoint's folder, or to start anew and
+    remove them (never)."""
     log_interval: int = 1
     """Steps between log lines."""
     loggers: list[str] = field(default_factory=list)

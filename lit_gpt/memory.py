@@ -9,6 +9,7 @@ is in use: `HEAP` and `PRODUCTS` say how much more, as it was measured (bench/NO
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lit_gpt.config import Config
 from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
 from lit_gpt.methods import Method
 from lit_gpt.model import meta_gpt
+from lit_gpt.settings import UserError
 
 QUANTIZED_BYTES = {"bnb.nf4": 0.5 + 4 / 64, "bnb.nf4-dq": 0.5 + 1 / 64 + 4 / 64 / 256, "bnb.int8-training": 1.0}
 QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZED_BYTES["bnb.nf4-dq"]}
@@ -186,6 +188,21 @@ def plan(n: Needs, budget: float, tokens: int, low_memory: bool) -> Plan:
         tokens: tokens of the largest batch.
     """
     return Plan(n, budget, tokens, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))
+
+
+@contextlib.contextmanager
+def memory_error_explained(explain: Callable[[], str]) -> Iterator[None]:
+    """Turns running out of memory into one line: "out of memory", and what `explain` adds to it.
+
+    On a CPU it is seen only where the process has a limit of its own: otherwise the system kills it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        kind, text = (MemoryError, torch.OutOfMemoryError), str(error)
+        if isinstance(error, kind) or "can't allocate memory" in text or "bad_alloc" in text:
+            raise UserError(f"out of memory{explain()}") from error
+        raise
 
 
 def give_back(limit: float) -> None:

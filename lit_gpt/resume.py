@@ -22,8 +22,32 @@ from lit_gpt.checkpoint import load_file
 from lit_gpt.files import cannot_write, flush, read_json, sha256, size_text, write_json
 from lit_gpt.record import refuse_another
 from lit_gpt.settings import UserError
+from lit_gpt.stopping import Pace
 
 MANIFEST, OPTIMIZER, PROGRESS = "manifest.json", "optimizer.pth", "progress.json"
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    pace: Pace
+    step: int = 0
+    """Steps that are done."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """Of training, without validations and saves."""
+    spent: float = 0.0
+    """Seconds of all its processes, from their starts."""
+    first_val_loss: float | None = None
+    val_loss: float | None = None
+    best: dict[str, Any] | None = None
+    """The lowest validation loss so far: {"step": ..., "val_loss": ...}."""
+    worse: int = 0
+    """Validations since then."""
+    saves: int = 0
+    saving: float = 0.0
+    """Seconds that the saves took."""
 
 
 @dataclass
@@ -31,7 +55,7 @@ class Checkpoint:
     """A checkpoint whose files are as they were written."""
 
     folder: Path
-    progress: dict[str, Any]
+    progress: Progress
 
 
 def save_step(folder: Path, size: int, files: dict[str, Callable[[Path], object]]) -> None:
@@ -106,8 +130,8 @@ def find(out_dir: Path, resume: str, told: dict[str, Any]) -> Checkpoint | None:
         problem = damage(folder)
         if problem is None:
             progress = read_json(folder / PROGRESS)
-            refuse_another(folder, progress["run"], told)
-            return Checkpoint(folder, progress)
+            refuse_another(folder, progress.pop("run"), told)
+            return Checkpoint(folder, Progress(Pace(**progress.pop("pace")), **progress))
         if resume != "auto":
             raise UserError(f"--resume {resume} is damaged or no checkpoint ({problem}); try another, or --resume auto")
         print(f"passed over: {folder} is damaged ({problem})", flush=True)

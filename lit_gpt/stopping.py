@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from types import FrameType
 
 from lit_gpt.settings import STARTED
@@ -46,39 +47,48 @@ class Signals:
             os.write(2, f"\n{self.received.name}: saving after this step{hint}\n".encode())
 
 
+@dataclass
+class Pace:
+    """Seconds that things take."""
+
+    save: float
+    validation: float = 0.0
+    steps: int = 0
+    """How many steps were timed; a process's first is not: it is slower than the others."""
+    seconds: float = 0.0
+    """What they took, with the validations and saves on the way."""
+
+
 class Deadline:
     """How many steps fit into a time, so that the last validation and save do, too.
 
     Args:
         limit: seconds for the whole run, from the start of its first process; may be infinite.
         spent: seconds that earlier processes of the run took.
-        saving: bytes that a save writes.
+        pace: what they measured; kept up to date.
     """
 
-    def __init__(self, limit: float, spent: float, saving: float) -> None:
-        self.limit, self._earlier = limit, spent
-        self.validating = 0.0
-        """Seconds of a validation."""
-        self.saving = saving / DISK
-        """Seconds of a save."""
-        self._first: tuple[int, float] | None = None
-        self._seconds_per_step = 0.0
+    def __init__(self, limit: float, spent: float, pace: Pace) -> None:
+        self.limit, self._earlier, self.pace = limit, spent, pace
+        self._counted: float | None = None
 
     @property
     def spent(self) -> float:
         """Seconds since the start of the run's first process, those between processes left out."""
         return self._earlier + time.monotonic() - STARTED
 
-    def count(self, step: int) -> None:
-        """Notes that so many steps are done. A process's first step is not timed: it is slower than the others."""
-        if self._first is None:
-            self._first = (step, self.spent)
-        elif step > self._first[0]:
-            self._seconds_per_step = (self.spent - self._first[1]) / (step - self._first[0])
+    def count(self) -> None:
+        """Notes that a step is done."""
+        if self._counted is not None:
+            self.pace.steps += 1
+            self.pace.seconds += self.spent - self._counted
+        self._counted = self.spent
 
     def fitting(self, extra: float = 0.0) -> float:
-        """Steps that still fit, after `extra` seconds; infinite while none was timed."""
-        left = self.limit - ENDING - self.validating - self.saving - extra - self.spent
+        """Steps that still fit after `extra` seconds, the last of them a quarter longer; infinite if none was timed."""
+        left = self.limit - self.spent - ENDING - self.pace.validation - self.pace.save - extra
         if left <= 0:
             return 0
-        return left // self._seconds_per_step if self._seconds_per_step and left < math.inf else math.inf
+        if left == math.inf or not self.pace.steps:
+            return math.inf
+        return max(0, math.floor(left / (self.pace.seconds / self.pace.steps) - 0.25))

@@ -4,6 +4,7 @@ The loss of a step is the sum of the cross-entropies of its supervised tokens di
 samples are spread over batches: gradients of 8 x 1 equal those of 1 x 8, and packed ones equal padded ones.
 """
 
+import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,6 +19,8 @@ from lit_gpt.settings import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+Guard = Callable[[Batch], contextlib.AbstractContextManager[None]]
 
 
 def loss_sum(model: GPT, batch: Batch) -> Tensor:
@@ -46,6 +49,7 @@ def train(
     seed: int,
     schedule: Callable[[int], float],
     max_norm: float | None,
+    guard: Guard = lambda batch: contextlib.nullcontext(),
     after_batch: Callable[[], None] = lambda: None,
     after_step: Callable[[int, Tensor, int, float], bool],
 ) -> int:
@@ -58,6 +62,7 @@ def train(
         seed: with the step it decides what a step draws, so that a run can be continued anywhere.
         schedule: step -> learning rate.
         max_norm: gradients are scaled down to this norm; None: never.
+        guard: the context in which a batch is computed.
         after_batch: called when a batch's gradients are there.
         after_step: called with (steps done, mean loss of the step, real tokens of the step, learning rate); the loss
             is a tensor, so that only who reads it waits for the device. True stops the run.
@@ -77,8 +82,9 @@ def train(
             continue
         loss = torch.zeros((), device=fabric.device, dtype=torch.float64)
         for batch in parts:
-            part = loss_sum(model, batch.to(fabric.device)) / targets
-            fabric.backward(part)
+            with guard(batch):
+                part = loss_sum(model, batch.to(fabric.device)) / targets
+                fabric.backward(part)
             loss += part.detach()
             after_batch()
         if max_norm is not None:
@@ -91,8 +97,13 @@ def train(
 
 
 @torch.no_grad()
-def validate(model: GPT, batches: Iterable[Batch], device: torch.device) -> float:
-    """Mean cross-entropy, in nats, over the supervised tokens of the batches, in evaluation mode.
+def validate(
+    model: GPT,
+    batches: Iterable[Batch],
+    device: torch.device,
+    guard: Guard = lambda batch: contextlib.nullcontext(),
+) -> float:
+    """Mean cross-entropy, in nats, over the supervised tokens of the batches, in evaluation mode. `guard`: see `train`.
 
     Raises:
         UserError: none of the tokens is supervised.
@@ -101,7 +112,8 @@ def validate(model: GPT, batches: Iterable[Batch], device: torch.device) -> floa
     model.eval()
     total, targets = torch.zeros((), device=device, dtype=torch.float64), 0
     for batch in batches:
-        total += loss_sum(model, batch.to(device))
+        with guard(batch):
+            total += loss_sum(model, batch.to(device))
         targets += batch.targets
     model.train(training)
     if targets == 0:

@@ -129,6 +129,7 @@ class Workload:
             print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")
         if self.layout.fixed:
             self.settle()
+        self.needed = needed
         found = plan(needed, budget, self.largest(), s.low_memory)
         idle = peak_memory_gb(device)
         self.planned_gb = idle + found.peak / 1e9
@@ -141,6 +142,21 @@ class Workload:
                 "--max_seq_length"
             )
         self.layout.recompute_above = found.recompute_above
+
+    def advice(self, batch: Batch) -> str:
+        """What to change after a batch that did not fit, so that the run can go on: what lowers the plan clearly."""
+        tokens, longest = batch.idx_BT.numel(), int(self.batches.dataset.lengths[batch.samples].max())
+        failed = self.needed.peak(tokens, batch.recompute)
+        shorter = max(longest, tokens // 2)
+        options = {"--low_memory true": (tokens, True)}
+        if self.layout.pack_length:
+            options[f"--pack_length {shorter}"] = (shorter, batch.recompute)
+            options[f"--low_memory true --pack_length {shorter}"] = (shorter, True)
+        for flags, (size, recompute) in options.items():
+            planned = self.needed.peak(size, recompute)
+            if planned < 0.8 * failed:
+                return f"{planned / 1e9:.2f} instead of {failed / 1e9:.2f} GB are planned with {flags}: go on with that"
+        return "free some memory and go on; or start anew with --quantize bnb.nf4-dq or a shorter --max_seq_length"
 
 
 def usable_samples(dataset: TokenDataset, max_length: int, long_samples: str, place: Path) -> list[int]:

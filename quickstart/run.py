@@ -31,7 +31,7 @@ TASK = f'--eval_tasks "[facts_mc]" --include_path quickstart/tasks --batch_size 
 GREEDY = f"--temperature 0 --precision {PRECISION}"
 FINETUNE = f"""finetune/lora.py --checkpoint_dir {CHECKPOINT} --data_dir {DATA} --out_dir {OUT}/lora
     --precision {PRECISION} --lora_r 16 --lora_alpha 32 --lora_dropout 0 --learning_rate 5e-3 --warmup_steps 20
-    --batch_size 32 --micro_batch_size 32 --max_steps 600 --eval_iters 16 --log_interval 10"""
+    --batch_size 32 --micro_batch_size 32 --max_steps 600 --eval_iters 16 --log_interval 10 --resume never"""
 
 GUIDE = [
     (

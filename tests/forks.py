@@ -23,31 +23,44 @@ import_fabric()
 from forks import play
 torch.set_num_threads(1)
 for line in sys.stdin:
+    job, (tail, head) = json.loads(line), os.pipe()
+    log = os.open(job.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     child = os.fork()
     if not child:
-        play(**json.loads(line))
+        play(head, **job)
+    os.close(head)
     print(child, flush=True)
+    while told := os.read(tail, 1 << 16):
+        os.write(log, told)
+    os.close(tail), os.close(log)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
-def play(name: str, argv: list[str], log: str, bomb: int | None, place: str, largest: int | None) -> None:
+def play(output: int, name: str, argv: list[str], bomb: int, place: str, largest: int, room: int) -> None:
     """The child: runs a command and leaves.
 
     Args:
-        bomb: dies at this file operation (opening, renaming, removing, making) under `place`, as if killed there.
-        largest: no file can grow beyond so many bytes.
+        output: file descriptor for all that it prints.
+        bomb: if not 0, dies at this file operation (opening, renaming, removing, making) under `place`.
+        largest: if not 0, no file can grow beyond so many bytes.
+        room: if not 0, the process can take so many more bytes of memory.
     """
     import resource
 
     from conftest import command
 
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    import lit_gpt.stopping
+
+    lit_gpt.stopping.STARTED = time.monotonic()
+    for number in (1, 2):
+        os.dup2(output, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if largest is not None:
+    if largest:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    if room:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + room,) * 2)
     count = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -58,7 +71,7 @@ def play(name: str, argv: list[str], log: str, bomb: int | None, place: str, lar
             if count == bomb:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    if bomb is not None:
+    if bomb:
         sys.addaudithook(hook)
     sys.argv = ["finetune/lora.py", *argv]
     os._exit(command(name, *argv))
@@ -78,11 +91,12 @@ class Forks:
         self._server.wait()
 
     def start(
-        self, name: str, argv: list[Any], log: Path, bomb: int | None = None, place: Path = Path("/"), largest: int | None = None
+        self, name: str, argv: list[Any], log: Path, bomb: int = 0, place: object = "/", largest: int = 0, room: int = 0
     ) -> int:
-        """Starts a command; its process id. Then call `wait`."""
+        """Starts a command whose output goes to `log`, see `play`; its process id. Then call `wait`."""
         words = [str(word) for word in argv]
-        job = {"name": name, "argv": words, "log": str(log), "bomb": bomb, "place": str(place), "largest": largest}
+        job = {"name": name, "argv": words, "log": str(log), "bomb": bomb, "place": str(place)}
+        job |= {"largest": largest, "room": room}
         print(json.dumps(job), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 

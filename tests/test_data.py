@@ -583,8 +583,8 @@ def spoil(folder: Path, how: str) -> None:
     [
         ("no meta", r"no meta\.json in"),
         ("no split", r"no train\.pt in"),
-        ("cut", "cut short"),
-        ("nothing", "cut short"),
+        ("cut", "damaged"),
+        ("nothing", "damaged"),
         ("old list", "not a prepared split"),
         ("empty", "no samples"),
         ("unequal", "do not fit together"),

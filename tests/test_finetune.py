@@ -51,7 +51,7 @@ def test_run_leaves_everything_that_is_promised(finished: Path, checkpoint: Path
     assert told["result"]["tokens"] == tokens[-1]
     assert told["base"]["weights_sha256"] == "0" * 64
     assert told["versions"]["torch"] == torch.__version__
-    saved = sorted(str(path.relative_to(finished)) for path in finished.rglob("*.pth"))
+    saved = sorted(str(path.relative_to(finished)) for path in finished.rglob("*_finetuned.pth"))
     name = "lit_model_lora_finetuned.pth"
     assert saved == [name, f"step-000005/{name}", f"step-000010/{name}"]
 
@@ -171,12 +171,12 @@ def test_an_out_dir_that_is_a_file_is_refused(checkpoint: Path, data: Path, tmp_
 
 
 def test_weights_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
-    def refused(*_: object, **__: object) -> None:
+    def refused(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     path = tmp_path / "lit_model.pth"
     path.touch()
-    monkeypatch.setattr(torch, "load", refused)
+    monkeypatch.setattr("lit_gpt.checkpoint.prove", refused)
     with pytest.raises(UserError, match=r"cannot read .*lit_model.pth: Permission denied; check its permissions"):
         load_file(path, "convert the checkpoint first")
 
@@ -197,7 +197,8 @@ def test_long_samples_are_dropped_or_cut_when_asked(checkpoint: Path, data: Path
     limit = lengths[-1] - 1
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", tmp_path, *FLAGS, "--max_steps", 1]
     for choice, word in (("drop", "left out"), ("truncate", "cut, keeping the end-of-text token")):
-        assert command("finetune lora", *flags, "--max_seq_length", limit, "--long_samples", choice) == 0
+        asked = ["--max_seq_length", limit, "--long_samples", choice, "--resume", "never"]
+        assert command("finetune lora", *flags, *asked) == 0
         assert word in capsys.readouterr().out
 
 

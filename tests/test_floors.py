@@ -17,6 +17,7 @@ FLOORS = [
     {"checkpoint", "convert", "data", "decode"},
     {"memory", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
+    {"compiling"},
     {"run"},
     {"generate", "finetune", "merge", "harness", "evaluate"},
     {"cli"},

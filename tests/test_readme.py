@@ -108,7 +108,7 @@ def test_every_command_of_the_guide_runs(guide: Path) -> None:
     assert all("```bash\npython " in section for section in sections)
     finetuned = guide / "out/lora/alpaca"
     assert {path.name for path in finetuned.iterdir()} == {
-        *("lit_model_lora_finetuned.pth", "metrics.csv", "loss.png", "run.json")
+        *("lit_model_lora_finetuned.pth", "metrics.csv", "loss.png", "run.json", ".lock")
     }
     for path in (f"checkpoints/{MODEL}/lit_model.pth", "data/alpaca/train.pt", "data/rows/train.pt"):
         assert (guide / path).is_file()

@@ -155,7 +155,7 @@ def test_loop_is_plain_gradient_descent_on_the_batches(model: GPT) -> None:
         seen.append((step, loss.item(), tokens, rate))
         return False
 
-    options = {"steps": 5, "samples": 18, "max_norm": 0.5, "after_step": after_step}
+    options = {"seed": 1, "steps": 5, "samples": 18, "max_norm": 0.5, "after_step": after_step}
     assert train(PlainFabric(), model, optimizer, batches, schedule=lambda n: 0.1 * (n + 1), **options) == 5
     for step in range(5):
         chosen = batches.step_samples(step, 18)
@@ -176,7 +176,7 @@ def test_loop_is_plain_gradient_descent_on_the_batches(model: GPT) -> None:
 def test_after_step_can_stop_the_run(model: GPT) -> None:
     batches = Batches(Samples(12), list(range(12)), 4, Layout(2), seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    options = {"steps": 9, "samples": 36, "schedule": lambda n: 0.1, "max_norm": None}
+    options = {"seed": 1, "steps": 9, "samples": 36, "schedule": lambda n: 0.1, "max_norm": None}
     assert train(PlainFabric(), model, optimizer, batches, after_step=lambda step, *_: step == 2, **options) == 2
 
 
