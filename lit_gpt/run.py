@@ -21,7 +21,7 @@ from lit_gpt.methods import Method, describe, trainable_state
 from lit_gpt.model import GPT
 from lit_gpt.prompts import get_style
 from lit_gpt.record import command_line
-from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, thin_out
+from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
 from lit_gpt.runlog import RunLog, Stopwatch, peak_memory_gb
 from lit_gpt.settings import Stopped, UserError
 from lit_gpt.stopping import CODES, DISK, Deadline, Pace, Signals
@@ -191,16 +191,13 @@ class Run:
 
     def _log(self, loss: Tensor, rate: float, evaluate: bool) -> bool:
         """Writes a row of the log; whether it has the lowest validation loss so far."""
-        s, progress, value = (
-            self.settings,
-            self.progress,
-            loss.item(),
-        )  # waits for the device, so the time below is that of finished work
+        s, progress = self.settings, self.progress
+        value = loss.item()  # waits for the device, so the time below is that of finished work
         if not math.isfinite(value):
-            samples_read = self.work.batches.step_samples(progress.step - 1, self.work.samples)
+            read = self.work.batches.step_samples(progress.step - 1, self.work.samples)
             raise UserError(
-                f"the loss of step {progress.step} is {value}, on samples {', '.join(map(str, samples_read[:8]))} ... of "
-                f"{s.data_dir}; lower --learning_rate or look at them; what was saved before is in {s.out_dir}"
+                f"the loss of step {progress.step} is {value}, on samples {', '.join(map(str, read[:8]))} ... of "
+                f"{s.data_dir}; look at them, or start anew with a lower --learning_rate; {self._saved()}"
             )
         self.watch.pause()
         seconds, then = self.watch.seconds, self._mark
@@ -258,6 +255,11 @@ class Run:
         self.gpt.train()
         return self.tokenizer.decode(answer)
 
+    def _saved(self) -> str:
+        """Where the last checkpoint is, in words."""
+        saved = steps_saved(self.settings.out_dir)
+        return f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+
     def _folder(self, step: int) -> Path:
         return self.settings.out_dir / f"step-{step:06d}"
 
@@ -280,8 +282,8 @@ class Run:
     def _save_weights(self, path: Path) -> None:
         if broken := [name for name, weight in trainable_state(self.gpt).items() if not weight.isfinite().all()]:
             raise UserError(
-                f"after step {self.progress.step} {broken[0]} holds values that are no numbers, so it is not saved; lower "
-                f"--learning_rate; what was saved before is in {self.settings.out_dir}"
+                f"after step {self.progress.step} {broken[0]} holds values that are no numbers, so it is not saved; "
+                f"start anew with a lower --learning_rate; {self._saved()}"
             )
         facts = {"prompt_style": self.work.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
         facts["quantize"] = self.settings.quantize
