@@ -266,7 +266,7 @@ class Run:
     def _checkpoint(self) -> None:
         """Saves everything that it takes to go on from here exactly, and removes checkpoints that are not kept."""
         s, progress, began = self.settings, self.progress, time.monotonic()
-        progress.seconds, progress.spent = self.watch.seconds, self.deadline.spent
+        progress.seconds, progress.spent, progress.saves = self.watch.seconds, self.deadline.spent, progress.saves + 1
         state = {"optimizer": self.optimizer.state_dict(), "precision": self.fabric.strategy.precision.state_dict()}
         files = {
             self.file: self._save_weights,
@@ -277,7 +277,7 @@ class Run:
         save_step(self._folder(progress.step), self.state_bytes, files)
         thin_out(s.out_dir, progress.step, s.keep_last, progress.best["step"] if progress.best else None)
         progress.pace.save = time.monotonic() - began
-        progress.saves, progress.saving = progress.saves + 1, progress.saving + progress.pace.save
+        progress.saving += progress.pace.save
 
     def _save_weights(self, path: Path) -> None:
         if broken := [name for name, weight in trainable_state(self.gpt).items() if not weight.isfinite().all()]:

@@ -124,6 +124,29 @@ def test_killed_at_every_operation_on_a_checkpoint(forks: Forks, flags: list, tm
     assert bomb > 30
 
 
+VARIANTS = {
+    "bf16": ["--precision", "bf16-true"],
+    "mixed": ["--precision", "bf16-mixed"],
+    "nf4": ["--precision", "bf16-true", "--quantize", "bnb.nf4-dq"],
+    "padded": ["--pack_length", 0],
+    "recomputed": ["--low_memory", "true"],
+    "all layers": ["--lora_head", "true", "--lora_mlp", "true", "--lora_key", "true", "--lora_projection", "true"],
+    "epochs": ["--epochs", 3, "--batch_size", 10],  # an odd end of every epoch
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_run_goes_on_exactly(variant: str, forks: Forks, flags: list, tmp_path: Path) -> None:
+    """Killed in the middle of writing its third checkpoint."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    short = [*flags, "--max_steps", 12, *VARIANTS[variant]]
+    assert forks.run(*job(short, whole)) == 0, last_line(whole)
+    assert forks.run(*job(short, out), bomb=3, place=out / ".step-000009") == -9
+    assert [path.name for path in steps_saved(out)] == ["step-000003", "step-000006"]
+    assert forks.run(*job(short, out)) == 0, last_line(out)
+    assert_same_run(out, whole)
+
+
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 143)])
 def test_signals_save_and_say_how_to_go_on(
     number: str, code: int, forks: Forks, flags: list, whole: Path, tmp_path: Path
@@ -376,6 +399,21 @@ def test_a_full_disk(largest: int, forks: Forks, flags: list, whole: Path, tmp_p
     assert not [p for p in out.rglob("*.tmp") if p.name != ".lock"]
     assert forks.run(*job(flags, out)) == 0, last_line(out)
     assert_same_run(out, whole)
+
+
+@pytest.mark.parametrize("largest", [100, 3000])
+def test_a_full_disk_while_others_write(
+    largest: int, forks: Forks, checkpoint: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Prepared data and a merged model: one line, and nothing is left behind."""
+    rows, out = tmp_path / "rows.json", tmp_path / "out"
+    shutil.copy(data.parent / "rows.json", rows)
+    prepare = ["--checkpoint_dir", checkpoint, "--data_file", rows, "--destination_path", out]
+    merge = ["--checkpoint_dir", checkpoint, "--lora_path", whole, "--out_dir", out]
+    for name, argv in (("prepare json", prepare), ("merge lora", merge)):
+        assert forks.run(name, argv, tmp_path / "log", largest=largest) == 2
+        assert re.search(r"error: cannot write .*: File too large; free some space", last_line(tmp_path))
+        assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_a_disk_without_room_for_a_checkpoint(flags: list, tmp_path: Path, monkeypatch, capsys) -> None:
