@@ -6,6 +6,7 @@ shape and the number N of a storage, and the bytes of every storage in `data/N`.
 `torch.load(mmap=True)` can use them where they lie.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -43,6 +44,8 @@ CACHED = 1 << 18
 
 READ = 1 << 20
 """Bytes that are read and summed up at once."""
+THREADED = 1 << 26
+"""Bytes of a file from which on several threads sum it up."""
 
 
 def save(path: Path, value: Any) -> None:
@@ -68,11 +71,15 @@ def prove(path: Path) -> str:
         ValueError: a record is not as it was written.
         Exception: whatever `zipfile` says of a file that is no archive, or not a whole one.
     """
-    with open(path, "rb") as file, zipfile.ZipFile(file) as archive, ThreadPoolExecutor() as threads:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        archive = stack.enter_context(zipfile.ZipFile(file))
         records = archive.infolist()
         for record in records:
             archive.open(record).close()  # compares the name in front of the record with the one in the directory
-        for record, found in zip(records, threads.map(partial(_crc, file.fileno()), records), strict=True):
+        many = path.stat().st_size > THREADED
+        run = stack.enter_context(ThreadPoolExecutor()).map if many else map
+        for record, found in zip(records, run(partial(_crc, file.fileno()), records), strict=True):
             if found != record.CRC or record.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{record.filename} is not as it was written")
     names = (record.filename.partition("/")[2] for record in records)  # without the archive's own name

@@ -1,6 +1,8 @@
 """Checkpoints of ours: a converted base model, and the small file that a finetuning run adds to it."""
 
 import contextlib
+import functools
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,14 +98,24 @@ def open_weights(folder: Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def prove_weights(folder: Path) -> None:
-    """Reads the weights of a converted checkpoint once to see that they are as they were written.
+def prove_weights(folder: Path) -> str:
+    """Reads the weights of a converted checkpoint to see that they are as they were written; a process does so once.
+
+    Returns:
+        An identity of the file's content.
 
     Raises:
         UserError: they are missing or damaged.
     """
-    with _readable(folder / "lit_model.pth", CONVERT):
-        prove(folder / "lit_model.pth")
+    path = folder / "lit_model.pth"
+    with _readable(path, CONVERT):
+        stat = path.stat()
+        return _proved(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@functools.cache
+def _proved(path: Path, state: tuple[int, ...]) -> str:
+    return prove(path)
 
 
 def _quantize_blocks(
@@ -151,6 +163,8 @@ def _readable(path: Path, hint: str) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     except MemoryError:
         raise  # says nothing of the file
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors and was not read: it may be an attack; {hint}") from error
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is damaged or not a file of ours ({reason}); {hint}") from error
@@ -189,7 +203,10 @@ def read_finetuned(path: str | Path) -> dict[str, Any]:
     """
     path = finetuned_file(path)
     saved = load_file(path, "finetune first (finetune/lora.py) or check the path")
-    if not isinstance(saved, dict) or not {"method", "weights"} <= saved.keys():
+    kinds = {"method": dict, "weights": dict, "prompt_style": str, "base": dict, "quantize": str | None}
+    if not isinstance(saved, dict) or not all(
+        isinstance(saved.get(key), kind) for key, kind in kinds.items() if key in {"method", "weights", *saved}
+    ):
         raise UserError(f"{path} holds no finetuned weights; expected a file that finetune/*.py wrote")
     return saved
 

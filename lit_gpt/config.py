@@ -1,13 +1,18 @@
 """The architecture of a model: what `lit_gpt.model.GPT` needs to know to be built, and nothing else."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.families import catalogue, family
+from lit_gpt.families import ACTIVATIONS, catalogue, family
 from lit_gpt.files import read_json, read_sealed
 from lit_gpt.settings import UserError
+
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12
+"""No model comes near these: a larger number is damage, and building such a model would not end."""
+LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 @dataclass
@@ -55,15 +60,47 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("block_size", "padded_vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be a whole number from 1 on, got {value!r}")
+            self._check_size(name)
         if self.head_size is None and self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         self.head_size = self.head_size or self.n_embd // self.n_head
         self.n_query_groups = self.n_query_groups or self.n_head
+        self._check_size("head_size")
+        self._check_size("n_query_groups")
         if self.n_head % self.n_query_groups:
             raise UserError(f"n_head {self.n_head} is not a multiple of n_query_groups {self.n_query_groups}")
+        for name, known in (("norm", ("layer", "rms")), ("mlp", ("plain", "gated")), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} {getattr(self, name)!r:.80} is unknown; known are {', '.join(known)}")
+        for field in dataclasses.fields(self):
+            if field.type is bool and not isinstance(getattr(self, field.name), bool):
+                raise UserError(f"{field.name} must be true or false, got {getattr(self, field.name)!r:.80}")
+        if self.shared_norm and not self.parallel_residual:
+            raise UserError("shared_norm needs parallel_residual")
+        self._check_rope()
+
+    def _check_size(self, name: str) -> None:
+        value, most = getattr(self, name), MAX_LAYERS if name == "n_layer" else MAX_SIZE
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} must be a whole number from 1 on, got {value!r:.80}")
+        if value > most:
+            raise UserError(f"{name} is {value!r:.80}, and no model has more than {most:,}")
+
+    def _check_rope(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_base", "rope_percentage")}
+        for name, value in {**numbers, **(self.rope_scaling or {})}.items():
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise UserError(f"{name} must be a positive number, got {value!r:.80}")
+        rotated = int(self.head_size * self.rope_percentage)
+        if rotated + rotated % 2 > self.head_size:  # channels are rotated in pairs
+            raise UserError(
+                f"rope_percentage {self.rope_percentage} takes more pairs than head_size {self.head_size} has"
+            )
+        scaling = self.rope_scaling or {"factor": 1}
+        if set(scaling) not in ({"factor"}, {"factor", *LLAMA3}):
+            raise UserError(f"rope_scaling must have factor, or that and {', '.join(LLAMA3)}, got {', '.join(scaling)}")
+        if "low_freq_factor" in scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise UserError("low_freq_factor must be below high_freq_factor")
 
     @classmethod
     def from_hf(cls, source: dict[str, Any] | str | Path) -> "Config":
@@ -85,7 +122,7 @@ class Config:
             raise UserError(f"{place}: {error}") from error
         except KeyError as error:
             raise UserError(f"{place}: key {error} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{place}: a value is of the wrong type ({error})") from error
 
     @classmethod
@@ -107,9 +144,10 @@ class Config:
         path = Path(checkpoint_dir) / "lit_config.json"
         if path.exists():
             known = {field.name for field in dataclasses.fields(cls)}
+            facts = read_sealed(path)
             try:
-                return cls(**{key: value for key, value in read_sealed(path).items() if key in known})
-            except (TypeError, AttributeError) as error:
+                return cls(**{key: value for key, value in facts.items() if key in known})
+            except (TypeError, AttributeError, UserError) as error:
                 raise UserError(f"{path}: {error}; convert the checkpoint again") from error
         if not path.parent.is_dir():
             raise UserError(f"no folder {checkpoint_dir}; download a checkpoint first (scripts/download.py)")

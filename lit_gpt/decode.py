@@ -32,7 +32,8 @@ class Sampling:
         """One token id per row, (B,)."""
         if self.temperature == 0:
             return logits_BV.argmax(dim=-1)
-        logits_BV = logits_BV.float() / self.temperature
+        logits_BV = logits_BV.float()
+        logits_BV = (logits_BV - logits_BV.max(-1, keepdim=True).values) / max(self.temperature, 1e-9)
         if self.top_k is not None and self.top_k < logits_BV.size(-1):
             kth = logits_BV.topk(self.top_k, dim=-1).values[:, -1:]
             logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
@@ -40,6 +41,7 @@ class Sampling:
             sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
             before_BV = sorted_BV.softmax(dim=-1).cumsum(dim=-1) - sorted_BV.softmax(dim=-1)
             outside_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= self.top_p)
+            outside_BV.scatter_(1, order_BV[:, :1], False)  # the likeliest stays, however small top_p is
             logits_BV = logits_BV.masked_fill(outside_BV, -torch.inf)
         return torch.multinomial(logits_BV.softmax(dim=-1), 1, generator=generator)[:, 0]
 

@@ -27,6 +27,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.is_symlink():  # a hostile folder's, to have us write elsewhere
+            temporary.unlink()
         with locked(temporary, f"another process is writing {path}; wait for it or choose another folder"):
             try:
                 yield temporary
@@ -51,7 +53,11 @@ def locked(path: Path, message: str) -> Iterator[None]:
     Raises:
         UserError: with `message`, if another process holds it.
     """
-    with open(path, "ab") as file:
+    try:
+        opened = open(path, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -86,7 +92,8 @@ def results_folder(path: Path) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a file name that is not UTF-8 has lone surrogates, which JSON, too, writes as \udc80
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -108,6 +115,8 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not UTF-8 text ({error})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise UserError(f"{path}: not JSON that can be read ({error})") from error
 
 
 def sealed(facts: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,10 @@ Precision = Literal["bf16-true", "bf16-mixed", "16-mixed", "32-true"]
 Quantize = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"]
 
 
+MOST_SAMPLES = 1 << 20
+"""Of a step; more is a slip of the pen."""
+
+
 @dataclass
 class Finetune:
     """Settings of every finetuning method. An iter is one micro-batch, a step one update of the weights."""
@@ -105,7 +109,12 @@ class Finetune:
         at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs")
         at_least(1, self, "early_stop_patience", "keep_last")
         at_least(2, self, "max_seq_length")
-        at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval")
+        at_least(0, self, "warmup_steps", "weight_decay")
+        at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval", "eval_max_new_tokens")
+        if self.batch_size > MOST_SAMPLES:
+            raise UserError(f"--batch_size: at most {MOST_SAMPLES:,}, got {self.batch_size}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"--clip_norm: must be positive, or null for never, got {self.clip_norm}")
         if self.pack_length and not 64 <= self.pack_length <= 2**20:
             raise UserError(f"--pack_length: must be 0 or from 64 to 1,048,576, got {self.pack_length}")
         check_seed(self.seed)

@@ -20,13 +20,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import SecretStr
 
 from lit_gpt.families.catalogue import CATALOGUE, nearest
 from lit_gpt.files import read_json, size_text, write_json
 from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 RECORD = "download.json"
 # Top-level names only, each one spelled out: no code, no second format of the same weights.
@@ -116,14 +119,13 @@ class _Hub:
         try:
             commit = self.api.model_info(self.repo_id, revision=self.settings.revision, timeout=30).sha
             tree = [f for f in self.api.list_repo_tree(self.repo_id, revision=commit) if isinstance(f, RepoFile)]
+            entries = {file.path: _entry(file) for file in tree}
+            if not _sound({"commit": commit, "files": entries}):
+                raise ValueError("a size or a checksum is none")
         except OfflineModeIsEnabled:
             return self._offline_record()
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # a login page, a mirror of something else
             raise UserError(f"{self} does not answer like a Hugging Face hub; check HF_ENDPOINT and proxy") from error
-        entries = {
-            f.path: {"size": f.lfs.size, "sha256": f.lfs.sha256} if f.lfs else {"size": f.size, "git_sha1": f.blob_id}
-            for f in tree
-        }
         names = select(entries, self.settings.tokenizer_only, self.repo_id)
         files = {name: entries[name] for name in names}
         return {"repo_id": self.repo_id, "revision": self.settings.revision or "main", "commit": commit, "files": files}
@@ -259,7 +261,7 @@ def select(names: Iterable[str], tokenizer_only: bool, where: str) -> list[str]:
             return [*small, f"{stem}.{suffix}"]
         sets: dict[int, list[str]] = {}  # number of shards -> those that are there
         for name in sorted(names):
-            if found := re.fullmatch(rf"{stem}-\d+-of-(\d+)\.{suffix}", name):
+            if found := re.fullmatch(rf"{stem}-\d{{1,6}}-of-(\d{{1,6}})\.{suffix}", name):
                 sets.setdefault(int(found[1]), []).append(name)
         index = f"{stem}.{suffix}.index.json"
         for count, shards in sets.items():
@@ -339,8 +341,33 @@ def _matches(path: Path, entry: dict[str, Any]) -> bool:
     return _measure(path, "sha256" if "sha256" in entry else "git_sha1") == entry
 
 
+def _entry(file: "RepoFile") -> dict[str, Any]:
+    """A file of the hub's listing as a row of the record."""
+    if file.lfs:
+        return {"size": file.lfs.size, "sha256": file.lfs.sha256}
+    return {"size": file.size, "git_sha1": file.blob_id}
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    if record and not _sound(record):
+        raise UserError(f"{folder / RECORD} is damaged; delete it and run the same command again")
+    return record or {}
+
+
+def _sound(record: Any) -> bool:
+    """Whether commit, sizes and checksums are of the form that we use."""
+    if not isinstance(record, dict) or not isinstance(record.get("commit"), str | None):
+        return False
+    files = record.get("files")
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict)
+        and type(entry.get("size")) is int
+        and entry["size"] >= 0
+        and entry.keys() in ({"size", "sha256"}, {"size", "git_sha1"})
+        and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(entry.get("sha256", entry.get("git_sha1"))))
+        for entry in files.values()
+    )
 
 
 def _check_space(folder: Path, wanted: list[tuple[Path, int]]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_gpt.checkpoint import base_identity
+from lit_gpt.checkpoint import base_identity, prove_weights
 from lit_gpt.config import Config
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.methods import Method, describe
@@ -20,11 +20,11 @@ from lit_gpt.settings import UserError
 if TYPE_CHECKING:
     from lit_gpt.finetune import Finetune
 
-ROUNDING = ("pack_length", "share_prefix", "memory_gb", "low_memory", "compile", "deterministic")
-"""Settings that may change when a run goes on: the arithmetic stays the same, the order of its sums may not."""
+ROUNDING = ("pack_length", "share_prefix", "memory_gb", "low_memory", "compile")
+"""Settings that may change when a run goes on: the mathematics stays, the order of sums and of random draws may not."""
 
 FREE = ("checkpoint_dir", "data_dir", "out_dir", "resume", "keep_last", "save_interval", "log_interval", "loggers")
-FREE += ("eval_prompt", "eval_max_new_tokens", "max_time", "early_stop_patience", "dry_run")
+FREE += ("eval_prompt", "eval_max_new_tokens", "max_time", "early_stop_patience", "dry_run", "deterministic")
 """Settings that may change, too: what is trained does not depend on them, or (folders) their content is compared."""
 
 
@@ -38,7 +38,8 @@ def describe_run(
         "command": command_line(),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "method": describe(method),
-        "base": base_identity(settings.checkpoint_dir) | {"config": config.to_dict()},
+        "base": base_identity(settings.checkpoint_dir)
+        | {"content": prove_weights(settings.checkpoint_dir), "config": config.to_dict()},
         "data": {key: meta.get(key) for key in ("name", "tokenizer", "sources", "licence")}
         | {f"{split}.pt": dataset.digest for split, dataset in splits.items()},
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
@@ -49,7 +50,7 @@ def describe_run(
 
 
 def refuse_another(place: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares the description that stands at `place` with that of the run that is to go on; prints what may differ.
+    """Compares the description that stands at `place` with that of the run that is to go on.
 
     Raises:
         UserError: it is another run; with the list of the differences.
@@ -59,8 +60,12 @@ def refuse_another(place: Path, then: dict[str, Any], now: dict[str, Any]) -> No
             f"{place} is of another run: {'; '.join(found)}; go on with what it had, choose another --out_dir, or "
             "replace it with --resume never"
         )
+
+
+def note_rounding(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Prints what differs between two descriptions of one run and is allowed to, but has its effect on the bits."""
     if found := differences(_numerics(then), _numerics(now)):
-        print(f"note: {'; '.join(found)}: goes on with equal mathematics, but not to the bit", flush=True)
+        print(f"note: {'; '.join(found)}: sums are rounded, and dropout is drawn, in another order", flush=True)
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
@@ -90,18 +95,22 @@ def _numerics(told: dict[str, Any]) -> dict[str, Any]:
     return {
         **settings,
         "torch": told.get("versions", {}).get("torch"),
-        **{k: told.get(k) for k in ("hardware", "threads")},
+        **{k: told.get(k) for k in ("hardware", "threads", "commit")},
     }
 
 
 def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
+    text = "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
-def command_line() -> str:
-    """The command that this process was started with."""
+def command_line(without: str = "") -> str:
+    """The command that this process was started with, less a flag and its value."""
     program, *flags = sys.argv
+    if without in flags:
+        place = flags.index(without)
+        del flags[place : place + 2]
+    flags = [flag for flag in flags if not (without and flag.startswith(f"{without}="))]
     words = ["python", program] if program.endswith(".py") else [Path(program).name]
     return shlex.join([*words, *flags])
 

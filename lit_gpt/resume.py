@@ -20,7 +20,7 @@ from typing import Any
 
 from lit_gpt.checkpoint import load_file
 from lit_gpt.files import cannot_write, flush, read_json, sha256, size_text, write_json
-from lit_gpt.record import refuse_another
+from lit_gpt.record import note_rounding, refuse_another
 from lit_gpt.settings import UserError
 from lit_gpt.stopping import Pace
 
@@ -81,7 +81,7 @@ def save_step(folder: Path, size: int, files: dict[str, Callable[[Path], object]
         temporary.mkdir()
         for name, write in files.items():
             write(temporary / name)
-        write_json(temporary / MANIFEST, _content(temporary))
+        write_json(temporary / MANIFEST, {name: _facts(temporary / name) for name in files})
         discard(folder)
         temporary.rename(folder)
         flush(folder.parent)
@@ -94,18 +94,16 @@ def save_step(folder: Path, size: int, files: dict[str, Callable[[Path], object]
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if every file is as it was written."""
     try:
-        manifest, found = read_json(folder / MANIFEST), _content(folder)
+        manifest = read_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or not {OPTIMIZER, PROGRESS} <= manifest.keys():
+            return f"{MANIFEST} is damaged"
+        for name, told in manifest.items():
+            if told != _facts(folder / Path(name).name):
+                return f"{name} is not as it was written"
     except UserError as error:
         return str(error)
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    if not isinstance(manifest, dict):
-        return f"{MANIFEST} is damaged"
-    for name in sorted(manifest.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if manifest.get(name) != found[name]:
-            return f"{name} is not as it was written"
+        return f"{Path(error.filename).name}: {error.strerror}"
     return None
 
 
@@ -127,10 +125,15 @@ def find(out_dir: Path, resume: str, told: dict[str, Any]) -> Checkpoint | None:
             raise UserError(
                 f"--resume {resume}: no such folder; give auto, never or a checkpoint such as OUT/step-000100"
             )
+        if resume != "auto" and steps_saved(folder):
+            raise UserError(
+                f"--resume {resume}: give one of its checkpoints, such as {steps_saved(folder)[-1]}, or auto"
+            )
         problem = damage(folder)
         if problem is None:
             progress = read_json(folder / PROGRESS)
-            refuse_another(folder, progress.pop("run"), told)
+            refuse_another(folder, then := progress.pop("run"), told)
+            note_rounding(then, told)
             return Checkpoint(folder, Progress(Pace(**progress.pop("pace")), **progress))
         if resume != "auto":
             raise UserError(f"--resume {resume} is damaged or no checkpoint ({problem}); try another, or --resume auto")
@@ -191,6 +194,6 @@ def discard(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _content(folder: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file but the manifest."""
-    return {p.name: [p.stat().st_size, sha256(p)] for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+def _facts(path: Path) -> list[Any]:
+    """What the manifest says of a file: size and SHA-256."""
+    return [path.stat().st_size, sha256(path)]

@@ -71,10 +71,10 @@ class Run:
         self.progress = start.progress if start else Progress(pace=Pace(save=size / DISK))
         if start:
             self._restore(start.folder)
-        clear(settings.out_dir, self.progress.step)
         rows = start.folder.parent / "metrics.csv" if start else None
         told_loggers = {**asdict(settings), **describe(method)}
         self.log = RunLog(settings.out_dir, settings.loggers, told_loggers, work.steps, self.progress.step, rows)
+        clear(settings.out_dir, self.progress.step)  # now that nothing else can fail
         lost = max(0.0, self.log.seconds - self.progress.seconds)  # what a killed process trained after it saved
         self.deadline = Deadline(settings.time_limit, self.progress.spent + lost, self.progress.pace)
         self.signals = Signals()
@@ -94,39 +94,46 @@ class Run:
         frozen = sum(p.numel() for p in self.gpt.parameters() if not p.requires_grad)
         log.say(f"Number of non trainable parameters: {frozen:,}")
         log.say(self.work.length())
-        with log:
-            if s.compile:
-                compile_blocks(self.fabric, self.model, self.gpt, self.optimizer, self.work, log.say)
-            if progress.step:
-                log.say(f"Going on after step {progress.step:,}")
-            else:
-                log.say("Validating ...")
-                progress.first_val_loss = self._validate()
-                log.say(f"step 0: val loss {progress.first_val_loss:.4f}")
-            self.watch = Stopwatch(progress.seconds)
-            self._mark = (progress.seconds, progress.tokens, progress.step)
-            with self.signals:
-                train(
-                    self.fabric,
-                    self.model,
-                    self.optimizer,
-                    self.work.batches,
-                    start=progress.step,
-                    steps=self.work.steps,
-                    samples=self.work.samples,
-                    seed=s.seed,
-                    schedule=self._rate,
-                    max_norm=s.clip_norm,
-                    guard=self._guard,
-                    after_batch=self._after_batch,
-                    after_step=self._after_step,
-                )
-                progress.seconds = self.watch.seconds
-                log.say(f"Training time: {progress.seconds:.2f}s; {progress.saves} saves: {progress.saving:.2f}s")
+        with self.signals:
+            with log:
+                if s.compile:
+                    compile_blocks(self.fabric, self.model, self.gpt, self.optimizer, self.work, log.say)
+                if progress.step:
+                    log.say(f"Going on after step {progress.step:,}")
+                else:
+                    log.say("Validating ...")
+                    progress.first_val_loss = self._validate()
+                    log.say(f"step 0: val loss {progress.first_val_loss:.4f}")
+                if self.deadline.fitting() < 1:
+                    log.say(f"warning: --max_time {s.max_time} is over, or nearly; one step is made all the same")
+                self._train()
                 path = s.out_dir / self.file
                 log.say(f"Saving {self.method.name} weights to '{path}'")
                 self._save_weights(path)  # before the log ends: a plot that fails must not cost what was trained
-        self._tell(path)
+            self._tell(path)
+
+    def _train(self) -> None:
+        progress = self.progress
+        self.watch = Stopwatch(progress.seconds)
+        self._mark = (progress.seconds, progress.tokens, progress.step)
+        self.signals.waiting = True
+        train(
+            self.fabric,
+            self.model,
+            self.optimizer,
+            self.work.batches,
+            start=progress.step,
+            steps=self.work.steps,
+            samples=self.work.samples,
+            seed=self.settings.seed,
+            schedule=self._rate,
+            max_norm=self.settings.clip_norm,
+            guard=self._guard,
+            after_batch=self._after_batch,
+            after_step=self._after_step,
+        )
+        progress.seconds = self.watch.seconds
+        self.log.say(f"Training time: {progress.seconds:.2f}s; {progress.saves} saves: {progress.saving:.2f}s")
 
     def _tell(self, path: Path) -> None:
         """Writes `run.json` and says how it went and what comes next."""
@@ -184,7 +191,7 @@ class Run:
         if self.signals.received and not last:
             raise Stopped(
                 f"stopped by {self.signals.received.name} after step {step:,}, saved in {self._folder(step)}; "
-                f"go on with: {command_line()}",
+                f"go on with: {command_line(without='--resume')}",
                 CODES[self.signals.received],
             )
         return last
@@ -213,8 +220,6 @@ class Run:
         iters_since = math.ceil(s.batch_size / s.micro_batch_size) * (progress.step - then[2])
         self.log.step(row, 1000 * (seconds - then[0]) / max(1, iters_since))
         self._mark = (seconds, progress.tokens, progress.step)
-        if evaluate and s.eval_prompt:
-            self.log.say(f"step {progress.step}: {s.eval_prompt!r} -> {self._answer()!r}")
         self.watch.resume()
         if not evaluate:
             return False
@@ -242,6 +247,8 @@ class Run:
     def _validate(self) -> float:
         began = time.monotonic()
         self.progress.val_loss = validate(self.model, self.work.validation, self.fabric.device, self._guard)
+        if self.settings.eval_prompt:
+            self.log.say(f"step {self.progress.step}: {self.settings.eval_prompt!r} -> {self._answer()!r}")
         self.progress.pace.validation = time.monotonic() - began
         return self.progress.val_loss
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import resource
 import sys
 import time
@@ -79,12 +80,14 @@ class RunLog:
         earlier: Path | None = None,
     ) -> None:
         self.path, self.steps = out_dir / "metrics.csv", steps
+        self._sinks = [SINKS[name](out_dir, settings, done) for name in loggers]
         found = read_rows(earlier) if earlier else []
+        if earlier and not found:
+            print(f"note: no rows in {earlier}; metrics.csv starts at step {done + 1}", flush=True)
         self.rows = [row for row in found if row["step"] <= done]
         self.seconds = max((row["seconds"] for row in found), default=0.0)
         write_text(self.path, "".join(map(_csv_line, [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])))
-        self._sinks = [SINKS[name](out_dir, settings, done) for name in loggers]
-        self._live = _live_line() if sys.stdout.isatty() else None
+        self._live = _live_line() if sys.stdout and sys.stdout.isatty() else None
 
     def __enter__(self) -> "RunLog":
         if self._live:
@@ -107,7 +110,7 @@ class RunLog:
         if self._live:
             self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            _print(text)
 
     def step(self, row: dict[str, Any], iter_ms: float) -> None:
         """Logs a row with the columns `COLUMNS`; `val_loss` may be missing. `iter_ms` is for the plain line."""
@@ -126,7 +129,7 @@ class RunLog:
             self._live.update(self._task, completed=row["step"], **fields)
         else:
             line = f"iter {row['iter']} step {row['step']}: loss {row['loss']:.4f}, iter time: {iter_ms:.2f}ms"
-            print(f"{line} (optimizer.step), {f'val loss {val}, ' if val else ''}{rest}", flush=True)
+            _print(f"{line} (optimizer.step), {f'val loss {val}, ' if val else ''}{rest}")
 
     def progress(self, step: int) -> None:
         """Moves the live line on after a step that is not logged."""
@@ -136,6 +139,14 @@ class RunLog:
     def flush(self) -> None:
         """Waits until the rows are on the disk."""
         flush(self.path)
+
+
+def _print(text: str) -> None:
+    """Prints a line; a run goes on when nobody reads its output any more."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _csv_line(row: dict[str, Any]) -> str:
@@ -150,8 +161,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     rows = []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        for line in csv.DictReader(file):
-            with contextlib.suppress(TypeError, ValueError):
+        for line in csv.DictReader(text.replace("\0", "") for text in file):
+            with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
                 row = {key: float(line[key]) for key in COLUMNS if line[key] != ""}
                 rows.append({key: int(value) if key in WHOLE else value for key, value in row.items()})
     return rows

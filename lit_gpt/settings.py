@@ -8,15 +8,20 @@ turns every error into one line and an exit code. This module and the modules th
 import copy
 import dataclasses
 import difflib
+import itertools
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any, NoReturn, get_args
 
 import jsonargparse
+import yaml
 
 STARTED = time.monotonic()
 """About when the process began: this module comes first."""
@@ -30,6 +35,10 @@ _HELP = {
 }
 """What the flags of every command do."""
 _NO_VALUE = ("NULL", "NONE")
+_UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""Characters that no file name and no text on a disk has; the surrogates between stand for bytes that are not UTF-8."""
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 class UserError(Exception):
@@ -89,6 +98,8 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
 class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if isinstance(ex, KeyError):  # '!!bool x'
+            raise UserError(f"a value cannot be read ({message}); --help lists all flags and what they take") from ex
         raise UserError(self._explain(" ".join(message.split()))) from ex
 
     def _explain(self, message: str) -> str:
@@ -103,9 +114,10 @@ class _Parser(jsonargparse.ArgumentParser):
             )
         if found := re.search(r'Parser key "?([\w.]+)"?: ?(.*)', message):
             actions = [action for action in self._actions if action.dest == found[1]]
-            if actions and (wrong := re.search(r"Expected a .*?(?:Got|Given) value: (.*)", found[2])):
+            if actions and "Expected a " in found[2]:
                 expected = actions[0].metavar or _HelpFormatter("")._get_default_metavar_for_optional(actions[0])
-                return f"--{found[1]}: expected {expected}, got {wrong[1]}"
+                wrong = re.search(r"(?:Got|Given) value: (.*?)(?: - Expected a| Given value|$)", found[2])
+                return f"--{found[1]}: expected {expected}, got {wrong[1][:80] if wrong else 'nothing'}"
             return f"--{found[1]}: {found[2]}"
         return message
 
@@ -114,16 +126,16 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
     """`--config`: the file is looked through first, so that errors name its line."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        _check_config(values, {action.dest for action in parser._actions})
+        _check_config(values, {action.dest for action in parser._actions} - {"help", "config", "print_config"})
         super().__call__(parser, cfg, values, option_string)
 
 
 def _check_config(path: str, known: Iterable[str]) -> None:
     """Raises UserError unless the file is UTF-8, YAML and has one `key: value` per setting, with known keys."""
-    import yaml
-
     try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        _refuse_tricks(text)
+        root = yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"--config {path}: cannot read it ({error.strerror}); --print_config prints one") from error
     except UnicodeDecodeError as error:
@@ -143,6 +155,16 @@ def _check_config(path: str, known: Iterable[str]) -> None:
         if name in seen:
             raise UserError(f"{place}: '{name}' is set twice; take one of them out")
         seen.add(name)
+
+
+def _refuse_tricks(text: str) -> None:
+    """Raises YAMLError for what no setting needs and a hostile file can harm with: tags, references, deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 2 or getattr(event, "tag", None) or getattr(event, "anchor", None):
+            problem = "no setting has a tag (!), a reference (&, *) or a list in a list; put text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -168,8 +190,25 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
         parser.add_class_arguments(cls, None, fail_untyped=True)
     parser.set_defaults(defaults or {})
     argv = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in argv]
-    values = parser.parse_args(argv)
-    return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in classes]
+    try:
+        values = parser.parse_args(argv)
+    except (OverflowError, AttributeError) as error:  # the library lets them pass: 400 digits, and '!!timestamp x'
+        raise UserError(f"a value cannot be read ({error}); --help lists all flags and what they take") from error
+    given = [[field for field in dataclasses.fields(cls) if field.init] for cls in classes]
+    for field in itertools.chain(*given):
+        _check(field, values[field.name])
+    return [cls(**{f.name: values[f.name] for f in fields}) for cls, fields in zip(classes, given, strict=True)]
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """Raises UserError for a value that is of the field's type but can be none of any setting."""
+    if value is None and type(None) not in get_args(field.type):
+        raise UserError(f"--{field.name}: needs a value, got null; --help says which")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, int | float) and not abs(item) < 1 << 63:
+            raise UserError(f"--{field.name}: must be a number of ordinary size, got {str(item)[:80]}")
+        if isinstance(item, str | Path) and (found := _UNUSABLE.search(str(item))):
+            raise UserError(f"--{field.name}: holds the character {found[0]!a}, which no file has; take it out")
 
 
 def run(
@@ -182,6 +221,9 @@ def run(
 ) -> int:
     """Runs `function(*settings)` as a command; returns 0 done, 1 failure, 2 can be mended, 130 or 143 a signal."""
     argv = sys.argv[1:] if argv is None else argv
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, _stop)
     try:
         function(*parse(argv, classes, prog, doc, defaults))
     except UserError as error:
@@ -195,14 +237,24 @@ def run(
     except BrokenPipeError:  # the reader of our output (head, less) has left
         sys.stderr.close()
         return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _report(error, f"{place}{error.strerror or error}; check its permissions and the disk", argv, code=2)
     except Exception as error:
         return _report(error, f"{type(error).__name__}: {error}", argv, code=1)
     return 0
 
 
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends a command that a signal stops: what it has half written goes, and the terminal is as it was."""
+    raise Stopped(f"stopped by {signal.Signals(number).name}", 143)
+
+
 def _report(error: Exception, message: str, argv: list[str], code: int) -> int:
     if "--debug" in argv:
-        traceback.print_exception(error)
+        print(_TOKEN.sub("hf_***", "".join(traceback.format_exception(error))), end="", file=sys.stderr)
     hint = "" if code == 2 or "--debug" in argv else " (--debug shows where)"
-    print(f"error: {' '.join(message.split())}{hint}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    line = _TOKEN.sub("hf_***", line)  # an access token that stands where none belongs
+    print(f"error: {line}{hint}", file=sys.stderr)
     return code

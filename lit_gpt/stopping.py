@@ -1,5 +1,6 @@
 """When a run ends before its last step: a signal, or the end of its time."""
 
+import contextlib
 import math
 import os
 import signal
@@ -8,7 +9,7 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from lit_gpt.settings import STARTED
+from lit_gpt.settings import STARTED, Stopped
 
 ENDING = 5.0
 """Seconds kept for the plot, the record of the run, and the process's end."""
@@ -17,20 +18,23 @@ DISK = 2e8
 """Bytes that a disk takes in a second, for a save that was never timed."""
 
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 129}
 """Signals that end a run in good order -> exit codes; SIGUSR1 is what schedulers send some time before SIGTERM."""
 
 
 class Signals:
-    """Notes SIGTERM, SIGUSR1 and the first Ctrl-C instead of ending the process; a further Ctrl-C ends it at once."""
+    """Notes a signal while a run is `waiting` for one; before, and with a further Ctrl-C, the process ends at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.waiting = False
+        """Whether there is somebody who looks at `received`."""
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
-            self._before = {number: signal.signal(number, self._note) for number in CODES}
+            heard = [number for number in CODES if signal.getsignal(number) != signal.SIG_IGN]  # nohup lets one ignore
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,13 +42,18 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.received or not self.waiting):
             raise KeyboardInterrupt
+        if not self.waiting:
+            raise Stopped(
+                f"stopped by {signal.Signals(number).name} before the first step", CODES[signal.Signals(number)]
+            )
         if not self.received:
             self.received = signal.Signals(number)
             hint = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
             # not print(): the signal may have come in the middle of one
-            os.write(2, f"\n{self.received.name}: saving after this step{hint}\n".encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f"\n{self.received.name}: saving after this step{hint}\n".encode())
 
 
 @dataclass

@@ -53,6 +53,7 @@ class _SentencePiece:
 
         self.model = SentencePieceProcessor(model_file=str(path))
         self.size = self.model.vocab_size()
+        self.model.id_to_piece(list(range(self.size)))  # damaged ones, which are no text, are refused here
         self.hidden = {i for i in range(self.size) if self.model.is_control(i) or self.model.is_unknown(i)}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -128,14 +129,18 @@ class Tokenizer:
         for source in (config, self._config("special_tokens_map.json")):
             token = source.get(f"{name}_token")
             token = token.get("content") if isinstance(token, dict) else token
-            if token and (found := self._backend.find(str(token))) is not None:
+            try:
+                found = self._backend.find(str(token)) if token else None
+            except (TypeError, UnicodeError) as error:
+                raise UserError(f"{self.folder}: {name}_token {token!r:.80} is no text; download it again") from error
+            if found is not None:
                 return found
         if (own := self._backend.own_id(f"{name}_id")) is not None:
             return own
         for source in (self._config("generation_config.json"), self._config("config.json")):
             value = source.get(f"{name}_token_id")
             value = value[0] if isinstance(value, list) and value else value
-            if isinstance(value, int) and 0 <= value < self.vocab_size:
+            if type(value) is int and 0 <= value < self.vocab_size:
                 return value
         return None
 

@@ -174,6 +174,61 @@ def test_signals_save_and_say_how_to_go_on(
     assert_same_run(out, whole)
 
 
+def test_signals_before_the_first_step_end_the_command(forks: Forks, flags: list, tmp_path: Path) -> None:
+    """There is nothing to save yet."""
+    out = tmp_path / "out"
+    child = forks.start(*job(flags, out, "--pack_length", 0, "--eval_iters", 4000, "--micro_batch_size", 1))
+    while "Validating" not in ((out / "log").read_text() if (out / "log").exists() else ""):
+        time.sleep(0.001)
+    os.kill(child, signal.SIGTERM)
+    assert forks.wait() == 143
+    assert "stopped by SIGTERM before the first step" in last_line(out)
+
+
+def test_the_command_to_go_on_with_does_not_start_anew(forks: Forks, flags: list, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    child = forks.start(*job([*flags, "--resume", "never"], out))
+    while not steps_saved(out):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert forks.wait() == 143
+    assert "--resume" not in last_line(out)
+
+
+def test_a_start_that_fails_removes_nothing(forks: Forks, flags: list, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "log"}
+    assert forks.run(*job(flags, out, "--resume", "never", "--loggers", "[wandb]")) == 2
+    assert "wandb is not installed" in last_line(out)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_run_goes_on_when_nobody_reads_it(flags: list, tmp_path: Path) -> None:
+    """As in `| head`, or when a terminal is closed that it did not belong to."""
+    command = [sys.executable, "finetune/lora.py", *map(str, [*flags, "--out_dir", tmp_path, "--max_steps", 5])]
+    root = Path(__file__).parents[1]
+    run = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while b"Validating" not in run.stdout.readline():
+        pass
+    run.stdout.close()
+    assert run.wait() == 0
+    assert (tmp_path / "run.json").is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\x01", b"a,b\n1,2\n", b"step,iter\n1,inf\n"])
+def test_rows_that_are_lost(content: bytes, forks: Forks, flags: list, whole: Path, tmp_path: Path) -> None:
+    """The weights come out the same, and it is said."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "run.json").unlink()
+    (out / "metrics.csv").write_bytes(content)
+    assert forks.run(*job(flags, out)) == 0, last_line(out)
+    assert "note: no rows in" in (out / "log").read_text()
+    a, b = read_finetuned(out)["weights"], read_finetuned(whole)["weights"]
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
 def test_a_second_ctrl_c_leaves_at_once(forks: Forks, flags: list, tmp_path: Path) -> None:
     """A step takes seconds."""
     out = tmp_path / "out"
@@ -259,7 +314,7 @@ def test_a_checkpoint_that_was_made_from_other_things_is_refused(
         (["--lora_r", 4, "--max_steps", 7], "lora_r was 8, is 4; go on"),
         (
             ["--checkpoint_dir", other, "--max_steps", 7],
-            "base weights_sha256 was 000000000000..., is 000000000000...; go",
+            "base content was ",
         ),
         (["--clip_norm", "null", "--max_steps", 7], "clip_norm was 1.0, is unset; go on"),
     ):
@@ -273,7 +328,7 @@ def test_a_checkpoint_that_was_made_from_other_things_is_refused(
     assert was + "data train.pt was" in last_line(out)
     assert forks.run(*job(flags, out, "--max_steps", 7, "--pack_length", 128, "--keep_last", 1)) == 0
     told = (out / "log").read_text()
-    assert "note: pack_length was 640, is 128: goes on with equal mathematics, but not to the bit" in told
+    assert "note: pack_length was 640, is 128: sums are rounded, and dropout is drawn, in another order" in told
     assert "Going on after step 6" in told
 
 
@@ -304,6 +359,8 @@ def test_resume_takes_a_folder(forks: Forks, flags: list, whole: Path, tmp_path:
     assert forks.run(*job(flags, out, "--resume", out / "step-000099")) == 2
     assert "step-000099: no such folder" in last_line(out)
     assert forks.run(*job(flags, out, "--resume", out)) == 2
+    assert "give one of its checkpoints, such as" in last_line(out)
+    assert forks.run(*job(flags, out, "--resume", whole.parent)) == 2
     assert "is damaged or no checkpoint" in last_line(out)
 
 

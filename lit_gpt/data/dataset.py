@@ -95,6 +95,9 @@ class TokenDataset:
             raise UserError(
                 f"{self.path.parent}: format {version}, this program reads {FORMAT}; prepare the data again"
             )
+        tokenizer = self.meta.get("tokenizer")
+        if not isinstance(tokenizer, dict) or not {"name", "file", "hash", "eos_id", "use_bos"} <= tokenizer.keys():
+            raise UserError(f"{self.path.parent}/meta.json does not say which tokenizer; prepare the data again")
         try:
             self.digest = prove(self.path)
             content = torch.load(self.path, weights_only=True, mmap=True)

@@ -192,7 +192,7 @@ def parse_map(text: str) -> dict[str, str]:
     Raises:
         UserError: not of that form, or no field of a sample.
     """
-    keys = dict(FIELDS)
+    given: dict[str, str] = {}
     for part in text.split(","):
         field, equals, key = (word.strip() for word in part.partition("="))
         if not (equals and key) or field not in FIELDS:
@@ -200,8 +200,10 @@ def parse_map(text: str) -> dict[str, str]:
                 f"--map: '{part}' is not of the form field=key with field one of {', '.join(FIELDS)}; "
                 "for example --map instruction=question,output=answer"
             )
-        keys[field] = key
-    return keys
+        if field in given:
+            raise UserError(f"--map: {field} is named twice, as '{given[field]}' and '{key}'; take one of them out")
+        given[field] = key
+    return {**FIELDS, **given}
 
 
 def _mapping_hint(row: dict) -> str:
@@ -216,8 +218,12 @@ def _kind(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value for an error message: on one line, 80 characters at most."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # it was read, but the way to here is longer
+        text = "deep nesting"
     text = " ".join(text.encode(errors="replace").decode().split())
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text[:81])
     return f"'{text if len(text) <= 80 else text[:79] + '…'}'"
 
 

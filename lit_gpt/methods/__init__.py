@@ -55,7 +55,7 @@ class LoRA:
     """Adapt the output head."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "lora_r")
+        at_least(1, self, "lora_r", "lora_alpha")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout: must be in [0, 1), got {self.lora_dropout}")
         if not self.targets:
