@@ -30,12 +30,29 @@ class Config:
     n_query_groups: int | None = None
     """Key and value heads: n_head (multi-head; also None), 1 (multi-query) or between (grouped, arXiv 2305.13245)."""
     norm: str = "layer"
-    """"layer": LayerNorm, "rms": RMSNorm (arXiv 1910.07467)."""
+    """"layer": LayerNorm, "plain": without weights, "rms": RMSNorm (arXiv 1910.07467), "rms+1": weights less one."""
     norm_eps: float = 1e-5
+    norm_bias: bool = True
+    """Bias of a LayerNorm."""
+    pre_norm: bool = True
+    """Norms in front of attention and MLP."""
+    post_norm: bool = False
+    """Norms behind them, before what they give is added."""
+    qk_norm: str | None = None
+    """Norms of queries and keys: "head" by head, "all" at once, or None."""
+    embed_norm: bool = False
+    """A norm behind the embedding."""
+    embed_scale: float | None = None
+    """The embedding is multiplied by this."""
     mlp: str = "plain"
     """"plain": down(act(up(x))), "gated": down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
     activation: str = "gelu"
     """The MLP's nonlinearity by its Hugging Face name: gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu or silu."""
+    n_expert: int = 0
+    """MLPs of a sparse mixture; 0: there is one, for all tokens."""
+    n_expert_per_token: int = 0
+    norm_expert_weights: bool = True
+    """The weights of a token's experts add up to one."""
     parallel_residual: bool = False
     """Attention and MLP read the same input and are added together (GPT-J, GPT-NeoX, Falcon)."""
     shared_norm: bool = False
@@ -47,11 +64,31 @@ class Config:
     head_bias: bool = False
     tie_embeddings: bool = False
     """The head uses the embedding's weight."""
+    clip_qkv: float | None = None
+    """Queries, keys and values are kept within plus and minus this."""
+    attn_scale: float | None = None
+    """Of the products of queries and keys; None: head_size ** -0.5."""
+    attn_softcap: float | None = None
+    """c: a score x becomes c tanh(x / c)."""
+    logit_softcap: float | None = None
+    """The same for the logits."""
+    sliding_window: int | None = None
+    """Tokens that a layer with a window sees, the own one among them."""
+    windowed: list[bool] | None = None
+    """Which layers have one; None: all."""
+    positions: str = "rope"
+    """"rope": rotary (arXiv 2104.09864), "learned": embeddings, "alibi": linear biases (arXiv 2108.12409)."""
+    position_offset: int = 0
+    """Rows of the learned embeddings before that of the first position."""
     rope_base: float = 10000.0
+    rope_local_base: float | None = None
+    """That of layers with a window, where it differs."""
     rope_percentage: float = 1.0
     """Share of a head's channels that is rotated."""
     rope_scaling: dict[str, float] | None = None
     """{"factor": f}: positions divided by f (arXiv 2306.15595); with `low_freq_factor` and so on: Llama 3.1's rule."""
+    no_rope: list[bool] | None = None
+    """Layers without rotary positions; None: none of them."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "padded_vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size"):
