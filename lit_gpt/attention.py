@@ -108,6 +108,11 @@ class Pack:
         return torch.cat([torch.arange(start, start + n) for start, n in zip(before, self.lengths, strict=True)])
 
     @cached_property
+    def lengths_1T(self) -> Tensor:
+        """Tokens of the piece that a token belongs to."""
+        return torch.tensor(self.lengths).repeat_interleave(torch.tensor(self.lengths))[None].to(self.device)
+
+    @cached_property
     def positions_1T(self) -> Tensor:
         """Place of every token in its sequence."""
         return self._places[None].to(self.device, non_blocking=True)

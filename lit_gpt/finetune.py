@@ -40,6 +40,10 @@ class Finetune:
     """Steps of linear warm-up; unset: 100, at most a tenth of the run."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    """AdamW with float32 moments, or bitsandbytes' with moments of 8 bits, which can leave the GPU in pages."""
+    neftune_alpha: float | None = None
+    """Noise on the embeddings in training (NEFTune, arXiv 2310.05914: 5 to 15); unset: none."""
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this norm; null: never."""
     batch_size: int = 128
@@ -109,6 +113,8 @@ class Finetune:
         if self.pack_length and not 64 <= self.pack_length <= 2**20:
             raise UserError(f"--pack_length: must be 0 or from 64 to 1,048,576, got {self.pack_length}")
         check_seed(self.seed)
+        if self.neftune_alpha is not None and not self.neftune_alpha > 0:
+            raise UserError(f"--neftune_alpha: must be positive, got {self.neftune_alpha}")
         if self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"
@@ -181,6 +187,7 @@ def finetune(settings: Finetune, method: Method) -> None:
         start = find(out, settings.resume, told)
         model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
         method.attach(model)
+        model.noise = settings.neftune_alpha
         Run(fabric, settings, method, model.train(), work, tokenizer, told, start).go()
 
 

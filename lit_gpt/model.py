@@ -38,6 +38,8 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.noise: float | None = None
+        """NEFTune's alpha: noise on the embeddings in training, of at most alpha / sqrt(length C)."""
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size + config.position_offset, config.n_embd)
@@ -80,15 +82,26 @@ class GPT(nn.Module):
         return logits if self.config.logit_softcap is None else softcapped(logits, self.config.logit_softcap)
 
     def hidden(
-        self, idx_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal, recompute: bool = False
+        self,
+        idx_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Attend = causal,
+        recompute: bool = False,
+        lengths_BT: Tensor | None = None,
     ) -> Tensor:
         """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default.
 
-        `recompute` keeps only every block's input for the backward pass and computes the rest again there.
+        Args:
+            recompute: keep only every block's input for the backward pass and compute the rest again there.
+            lengths_BT: of the sequences, for the noise; T by default.
         """
         if positions_BT is None:
             positions_BT = torch.arange(idx_BT.size(1), device=idx_BT.device)[None]
         x_BTC = self.wte(idx_BT)
+        if self.noise is not None and self.training:
+            length = torch.tensor(idx_BT.size(1)) if lengths_BT is None else lengths_BT[..., None]
+            most = self.noise / (length * x_BTC.size(-1)).sqrt()
+            x_BTC = x_BTC + (torch.rand_like(x_BTC) * 2 - 1) * most.to(x_BTC.dtype)
         if self.config.embed_scale is not None:
             x_BTC = x_BTC * torch.tensor(self.config.embed_scale, dtype=x_BTC.dtype)
         if self.config.positions == "learned":
@@ -139,7 +152,8 @@ class GPT(nn.Module):
         if pack is None:
             x_BTC = self.hidden(idx_BT, recompute=recompute)
         else:
-            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend, recompute)
+            lengths_1T = None if self.noise is None else pack.lengths_1T
+            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend, recompute, lengths_1T)
         x_NC = self.norm(x_BTC.flatten(0, 1).index_select(0, places_N))
         return head_loss(self.lm_head, x_NC, labels_N, weights_N, self.config.logit_softcap)
 
@@ -184,7 +198,7 @@ class Block(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         before, after = self.compiled if self.compiled and x_BTC.requires_grad else (Block.before, Block.after)
         n_BTC, *heads = before(self, x_BTC, rope)
-        y_BHTD = attend(self.layer, *heads, self.attn.look)
+        y_BHTD = self.attn.mix(attend, self.layer, *heads)
         del heads  # where no gradient needs them, they are not to lie beside the MLP's
         return after(self, x_BTC, n_BTC, y_BHTD)
 
@@ -246,6 +260,10 @@ class Attention(nn.Module):
         if norm and not self.whole_norm:
             x_BTHD = norm(x_BTHD)
         return x_BTHD if rope is None else rotate(x_BTHD, *rope)
+
+    def mix(self, attend: Attend, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+        """What the heads take from each other's tokens, (B, H, T, D)."""
+        return attend(layer, q_BHTD, k_BGTD, v_BGTD, self.look)
 
     def out(self, y_BHTD: Tensor) -> Tensor:
         """The heads' outputs brought together, (B, T, C)."""

@@ -15,7 +15,7 @@ FLOORS = [
     {"quantize"},
     {"methods", "hub", "hf_weights"},
     {"checkpoint", "convert", "data", "decode"},
-    {"memory", "parts", "train", "runlog", "record", "stopping"},
+    {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
     {"run"},
