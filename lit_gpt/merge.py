@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.config import Config
 from lit_gpt.files import atomic, read_json, results_folder, sha256, write_json
 from lit_gpt.hub import SMALL_FILES
+from lit_gpt.methods import Adapter
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -66,6 +67,11 @@ def merge_lora(settings: Merge) -> None:
     base = meta_gpt(Config.from_checkpoint(folder))
     prove_weights(folder)
     method = apply_finetuned(trained := copy.deepcopy(base), settings.lora_path, folder)
+    if isinstance(method, Adapter):
+        raise UserError(
+            f"{settings.lora_path} holds an adapter, which cannot be folded into weights; use it with "
+            f"generate/{method.name}.py, or evaluate it with --{method.name}_path"
+        )
     method.merge(plain := copy.deepcopy(trained))  # of all three, there are only shapes as yet
     file, saved = finetuned_file(settings.lora_path), read_finetuned(settings.lora_path)
     weights, kind = weights_of(folder, base, saved["weights"]), saved.get("quantize")

@@ -107,14 +107,13 @@ class GPT(nn.Module):
         if self.config.positions == "learned":
             x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
         x_BTC = self.embed_norm(x_BTC)
-        kinds = {block.attn.rope for block in self.blocks} - {None}
+        kinds = ["global"] * (self.config.positions == "rope") + ["local"] * (self.config.rope_local_base is not None)
         ropes = {kind: rope_tables(self.config, positions_BT, x_BTC.dtype, kind) for kind in kinds}
         for block in self.blocks:
-            rope = ropes.get(block.attn.rope)
             if recompute and torch.is_grad_enabled():
-                x_BTC = checkpoint(block, x_BTC, rope, attend, use_reentrant=False)
+                x_BTC = checkpoint(block, x_BTC, ropes, attend, use_reentrant=False)
             else:
-                x_BTC = block(x_BTC, rope, attend)
+                x_BTC = block(x_BTC, ropes, attend)
         return x_BTC
 
     def compile_blocks(self) -> None:
@@ -194,8 +193,9 @@ class Block(nn.Module):
         self.compiled: Halves | None = None
         """What training calls instead of `before` and `after`; see `GPT.compile_blocks`."""
 
-    def forward(self, x_BTC: Tensor, rope: Rope | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
+        rope = ropes.get(self.attn.rope)
         before, after = self.compiled if self.compiled and x_BTC.requires_grad else (Block.before, Block.after)
         n_BTC, *heads = before(self, x_BTC, rope)
         y_BHTD = self.attn.mix(attend, self.layer, *heads)
