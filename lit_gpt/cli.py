@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate adapter": ("generate:generate_adapter", "generate:GenerateAdapter"),
     "generate adapter_v2": ("generate:generate_adapter_v2", "generate:GenerateAdapterV2"),
     "merge lora": ("merge:merge_lora", "merge:Merge"),
+    "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
 }
 

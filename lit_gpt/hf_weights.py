@@ -106,6 +106,12 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
     }
 
 
+def entries_of(shards: list[Shard], config: Config) -> list[str]:
+    """The entries of the family's `WEIGHTS` under which the files keep their tensors, for writing them back."""
+    found = {name for shard in shards for name in shard.open()}
+    return [name for name in _family(config).WEIGHTS if name.replace("{}", "0").replace("[]", "0") in found]
+
+
 def read(shards: list[Shard], config: Config) -> Iterator[tuple[str, Tensor]]:
     """Yields our name and the values of every parameter, in the order of the files, which `check` has accepted."""
     names, needed = stored_names(config), _parameters(config)
@@ -121,11 +127,14 @@ def read(shards: list[Shard], config: Config) -> Iterator[tuple[str, Tensor]]:
             )
 
 
-def stored_names(config: Config) -> dict[str, Stored]:
-    """Names in files -> the parameters in them, for every layer and expert, as far as the model has them."""
-    needed, names = _parameters(config), {}
-    for theirs, value in _family(config).WEIGHTS.items():
-        ours = stored(value)
+def stored_names(config: Config, entries: list[str] | None = None) -> dict[str, Stored]:
+    """Names in files -> the parameters in them, for every layer and expert, as far as the model has them.
+
+    `entries` are those of the family's `WEIGHTS` to look at; None: all.
+    """
+    needed, names, table = _parameters(config), {}, _family(config).WEIGHTS
+    for theirs in table if entries is None else table.keys() & entries:
+        ours = stored(table[theirs])
         for layer in range(config.n_layer) if "{}" in theirs else (0,):
             for expert in range(config.n_expert) if "[]" in theirs else (0,):
 

@@ -89,8 +89,11 @@ def merge_lora(settings: Merge) -> None:
         before = logits(trained, weights, ids, kind)
     with contextlib.ExitStack() as files:  # they take their names together
         untied = base.config.tie_embeddings and not plain.config.tie_embeddings
-        _copy_small_files(folder, out, untied, files)
-        about = {"merged": _record(folder, file, saved)}
+        copy_small_files(folder, out, untied, files)
+        about = {
+            "merged": _record(folder, file, saved),
+            "stored_as": read_json(folder / "lit_config.json").get("stored_as"),
+        }
         summary = write_checkpoint(out, plain.config, layout, merged(trained, weights, list(layout)), about)
     _say(f"{summary} -> {out / 'lit_model.pth'}")
     if settings.check:
@@ -125,7 +128,7 @@ def _layout(plain: "GPT", state: "dict[str, Tensor]", folder: Path) -> "dict[str
     return layout
 
 
-def _copy_small_files(folder: Path, out: Path, untied: bool, files: contextlib.ExitStack) -> None:
+def copy_small_files(folder: Path, out: Path, untied: bool, files: contextlib.ExitStack) -> None:
     """Configuration, tokenizer and licence; `untied`: the head is no longer the embedding."""
     for source in folder.iterdir():
         if SMALL_FILES.fullmatch(source.name):

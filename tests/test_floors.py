@@ -19,7 +19,7 @@ FLOORS = [
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "finetune", "merge", "harness", "evaluate"},
+    {"generate", "finetune", "merge", "export", "harness", "evaluate"},
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "scripts", "eval"]

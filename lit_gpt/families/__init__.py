@@ -15,7 +15,7 @@ Names, sizes and licences of well-known checkpoints are in `catalogue.py`.
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +131,15 @@ class Stored:
             joined[start : start + len(part)] = part
             start += len(part)
         return joined.T if self.how == "turned" and joined.ndim == 2 else joined
+
+    @property
+    def plain(self) -> bool:
+        """Whether the tensor is the parameter as it is."""
+        return len(self.names) == 1 and self.how == "rows"
+
+    def joined(self, parts: list[Any], config: "Config") -> Any:
+        """As `put_together`, of matrices that have rows like the parameters but other columns: never turned."""
+        return replace(self, how="rows" if self.how == "turned" else self.how).put_together(parts, config)
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape of the checkpoint's tensor, given those of the parameters."""
