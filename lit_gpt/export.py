@@ -63,7 +63,7 @@ def export(settings: Export) -> None:
         return
     write_hf(folder, settings.lora_path, out, settings.shard_gb * 1e9)
     if settings.format == "gguf":
-        write_gguf(settings.lora_path, out)
+        write_gguf(folder, settings.lora_path, out)
 
 
 def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float) -> None:
@@ -77,7 +77,10 @@ def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float)
     prove_weights(folder)
     trained, saved = base, {}
     if finetuned is not None:
-        method, saved = apply_finetuned(trained := copy.deepcopy(base), finetuned, folder), read_finetuned(finetuned)
+        method, saved = (
+            apply_finetuned(trained := copy.deepcopy(base), finetuned, folder),
+            read_finetuned(finetuned, folder),
+        )
         if isinstance(method, Adapter):
             raise UserError(f"{finetuned} holds an adapter, which cannot be folded into weights; only ours can use it")
         method.merge(plain := copy.deepcopy(trained))
@@ -196,7 +199,7 @@ def write_peft(folder: Path, finetuned: Path, out: Path) -> None:
     from lit_gpt.checkpoint import read_finetuned
     from lit_gpt.methods import restore
 
-    config, saved = Config.from_checkpoint(folder), read_finetuned(finetuned)
+    config, saved = Config.from_checkpoint(folder), read_finetuned(finetuned, folder)
     method, trained = restore(saved["method"]), saved["weights"]
     if not isinstance(method, LoRA):
         raise UserError(f"{finetuned} was trained with {method.name}; --format peft is for LoRA")
@@ -264,13 +267,13 @@ def _rows(config: Config, name: str) -> int:
     return meta_gpt(config).get_submodule(name).out_features
 
 
-def write_gguf(finetuned: Path | None, out: Path) -> None:
+def write_gguf(folder: Path, finetuned: Path | None, out: Path) -> None:
     """Lets llama.cpp's converter work on the folder, or says how; writes an Ollama Modelfile beside it."""
     from lit_gpt.checkpoint import read_finetuned
     from lit_gpt.prompts import get_style
 
     command = ["convert_hf_to_gguf.py", str(out), "--outfile", str(out / "model.gguf")]
-    style = get_style(read_finetuned(finetuned)["prompt_style"] if finetuned else "plain")
+    style = get_style(read_finetuned(finetuned, folder)["prompt_style"] if finetuned else "plain")
     stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in style.stop)
     write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{style.prompt("{{ .Prompt }}")}"""\n{stops}')
     program = shutil.which(command[0])

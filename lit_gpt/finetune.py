@@ -28,6 +28,8 @@ class Finetune:
     """Folder of the prepared data (scripts/prepare_*.py)."""
     out_dir: Path = Path("out/lora/alpaca")
     """Folder for the results."""
+    init_from: Path | None = None
+    """What was trained before, to start from: a file or folder of the same method, or an adapter of PEFT."""
     precision: Precision = "bf16-true"
     """Type of weights and arithmetic; what is trained stays float32."""
     quantize: Quantize | None = None
@@ -155,7 +157,7 @@ def duration(text: str | None) -> float:
 def finetune(settings: Finetune, method: Method) -> None:
     """Finetunes a model."""
     # torch and lightning come now: --help does not wait for them
-    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt
+    from lit_gpt.checkpoint import DTYPES, begin_with, default_device, load_gpt
     from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
     from lit_gpt.record import describe_run
@@ -187,6 +189,8 @@ def finetune(settings: Finetune, method: Method) -> None:
         start = find(out, settings.resume, told)
         model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
         method.attach(model)
+        if settings.init_from and not start:
+            begin_with(model, method, settings.init_from, settings.checkpoint_dir)
         model.noise = settings.neftune_alpha
         Run(fabric, settings, method, model.train(), work, tokenizer, told, start).go()
 

@@ -121,7 +121,9 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     tokenizer, text = Tokenizer(settings.checkpoint_dir), settings.prompt
     if finetuned is not None:
-        text = get_style(read_finetuned(finetuned)["prompt_style"]).prompt(settings.prompt, settings.input)
+        text = get_style(read_finetuned(finetuned, settings.checkpoint_dir)["prompt_style"]).prompt(
+            settings.prompt, settings.input
+        )
     prompt = tokenizer.encode(text, bos=tokenizer.use_bos)
     device, began = default_device(), time.perf_counter()
     dtype = DTYPES[settings.precision]

@@ -73,7 +73,8 @@ def merge_lora(settings: Merge) -> None:
             f"generate/{method.name}.py, or evaluate it with --{method.name}_path"
         )
     method.merge(plain := copy.deepcopy(trained))  # of all three, there are only shapes as yet
-    file, saved = finetuned_file(settings.lora_path), read_finetuned(settings.lora_path)
+    saved = read_finetuned(settings.lora_path, folder)
+    file = settings.lora_path if saved["base"] is None else finetuned_file(settings.lora_path)
     weights, kind = weights_of(folder, base, saved["weights"]), saved.get("quantize")
     layout = _layout(plain, weights(), folder)
     if settings.check:
@@ -146,7 +147,7 @@ def _record(folder: Path, file: Path, saved: dict[str, Any]) -> dict[str, Any]:
     origin = {key: description[key] for key in ("source", "merged") if description.get(key)}
     return {
         "base": {**base_identity(folder), **origin},
-        "finetuned": {"file": str(file), "sha256": sha256(file)},
+        "finetuned": {"file": str(file), "sha256": None if file.is_dir() else sha256(file)},
         **{key: saved.get(key) for key in ("method", "quantize", "prompt_style")},
     }
 

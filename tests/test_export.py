@@ -7,12 +7,14 @@ import pytest
 import torch
 import transformers
 from conftest import command
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_families import VARIANTS, error
 
 from lit_gpt import Config, load_gpt
-from lit_gpt.checkpoint import base_identity, save_finetuned
+from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned
+from lit_gpt.files import write_json
 from lit_gpt.methods import LoRA
+from lit_gpt.settings import UserError
 
 ALL = {f"lora_{part}": True for part in ("query", "key", "value", "projection", "mlp", "head")}
 
@@ -101,6 +103,64 @@ def test_peft_opens_what_was_trained(variant: str, changes: dict, tmp_path: Path
         expected = ours(idx)
         assert error(model.eval()(idx).logits, expected) <= 1e-5
         assert error(load_gpt(folder, torch.float32)(idx), expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("llama: grouped queries, other rope base", {"target_modules": "all-linear"}),
+        ("llama: biases", {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2}, "lora_alpha": 7}),
+        ("llama: multi-head", {"target_modules": ["v_proj"], "use_rslora": True, "layers_to_transform": [1]}),
+        ("llama: multi-head", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "use_dora": True}),
+        ("gpt_neox: parallel", {"target_modules": ["query_key_value", "dense"]}),
+        ("gpt_neox: parallel", {"target_modules": ["query_key_value"], "use_dora": True}),
+        ("falcon: 40B", {"target_modules": ["query_key_value"], "alpha_pattern": {"query_key_value": 3}}),
+    ],
+)
+def test_adapters_of_peft_are_read(variant: str, settings: dict, tmp_path: Path, data: Path, capsys) -> None:
+    import peft
+
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    base = hf_checkpoint(variant, folder)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
+    theirs = peft.get_peft_model(base, config).eval()
+    theirs.save_pretrained(adapter)
+    idx = torch.randint(base.config.vocab_size, (2, 7))
+    with torch.inference_mode():
+        expected = theirs(idx).logits
+        for merge in (False, True):
+            assert error(load_gpt(folder, torch.float32, finetuned=adapter, merge=merge)(idx), expected) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type IA3 is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
+        ({"bias": "all"}, "bias all is not supported"),
+    ],
+)
+def test_adapters_of_peft_that_are_refused(change: dict, message: str, checkpoint: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", **change})
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_finetuned(tmp_path, checkpoint)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="is damaged"):
+        read_finetuned(tmp_path, checkpoint)
+
+
+def test_training_goes_on_from_what_was_trained_before(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--precision", "32-true", "--batch_size", 8]
+    flags += ["--learning_rate", 0.05, "--max_steps", 8, "--lora_head", "true"]
+    assert command("finetune lora", *flags, "--out_dir", tmp_path / "a") == 0
+    assert command("finetune lora", *flags, "--out_dir", tmp_path / "b", "--init_from", tmp_path / "a") == 0
+    first, second = (json.loads((tmp_path / x / "run.json").read_text())["result"] for x in "ab")
+    assert second["first_val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)
+    assert second["val_loss"] < first["val_loss"]
+    other = ["--out_dir", tmp_path / "c", "--init_from", tmp_path / "a", "--lora_alpha", 3]
+    assert command("finetune lora", *flags, *other) == 2
+    assert "lora_alpha is 16 there, but 3 here" in capsys.readouterr().err
 
 
 def test_gguf_and_ollama(tmp_path: Path, capsys) -> None:

@@ -14,6 +14,7 @@ FLOORS = [
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
+    {"peft_files"},
     {"checkpoint", "convert", "data", "decode"},
     {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
