@@ -6,6 +6,7 @@ An `Attend` is what the model calls in every layer with its rotated queries and 
 import inspect
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,19 +16,74 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_BHTD, k_BGTD, v_BGTD) -> y_BHTD."""
+
+@dataclass(frozen=True)
+class Look:
+    """How the queries of a layer look at keys, besides "only at their own token and those before it"."""
+
+    scale: float
+    """Of the products of queries and keys."""
+    window: int | None = None
+    """Only the last so many tokens are seen, the own one among them (arXiv 2310.06825)."""
+    softcap: float | None = None
+    """c: a score x becomes c tanh(x / c) (arXiv 2408.00118)."""
+    slopes: tuple[float, ...] | None = None
+    """ALiBi (arXiv 2108.12409): for each head what is taken from a score per token of distance."""
+
+    def plain(self, length: int) -> bool:
+        """Whether among so many tokens nothing but the scale matters."""
+        return self.softcap is None and self.slopes is None and (self.window is None or self.window >= length)
+
+    def bias(self, distance_TS: Tensor) -> Tensor:
+        """What is added to the scores of keys at these distances before the query: (T, S), or (H, T, S) with slopes."""
+        hidden = distance_TS < 0
+        if self.window is not None:
+            hidden = hidden | (distance_TS >= self.window)
+        if self.slopes is None:
+            return torch.zeros(distance_TS.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        slopes_H = torch.tensor(self.slopes, device=hidden.device)
+        return (-slopes_H.view(-1, *[1] * hidden.ndim) * distance_TS).masked_fill_(hidden, -torch.inf)
 
 
-def sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention in which each of the G key and value heads serves H / G query heads."""
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """ALiBi's slopes, a geometric series; where `heads` is no power of two, every second of twice as many fills up."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    return (*slopes, *(2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)))
+
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, Look], Tensor]
+"""(layer, q_BHTD, k_BGTD, v_BGTD, how to look) -> y_BHTD."""
+
+
+def sdpa(
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, look: Look, bias: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention in which each of the G key and value heads serves H / G query heads.
+
+    Args:
+        bias: added to the scores, to be broadcast to (B, H, T, S).
+        causal: instead of a bias, for T = S.
+    """
     gqa = q_BHTD.size(1) != k_BGSD.size(1)
-    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+    if bias is not None:
+        bias = bias.to(q_BHTD.dtype)
+    if look.softcap is None:
+        options = {"attn_mask": bias, "is_causal": causal, "scale": look.scale, "enable_gqa": gqa}
+        return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, **options)
+    if gqa:
+        k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.size(1) // x.size(1), 1) for x in (k_BGSD, v_BGSD))
+    scores = look.softcap * torch.tanh(q_BHTD @ k_BGSD.mT * (look.scale / look.softcap)) + bias
+    return scores.softmax(-1, dtype=torch.float32).to(v_BGSD.dtype) @ v_BGSD
 
 
-def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
-    """Every token attends to itself and to all before it."""
-    return sdpa(q_BHTD, k_BGTD, v_BGTD, causal=True)
+def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, look: Look) -> Tensor:
+    """Every token attends to itself and to all before it, as far as the layer looks."""
+    T = q_BHTD.size(2)
+    if look.plain(T):
+        return sdpa(q_BHTD, k_BGTD, v_BGTD, look, causal=True)
+    places = torch.arange(T, device=q_BHTD.device)
+    return sdpa(q_BHTD, k_BGTD, v_BGTD, look, look.bias(places[:, None] - places))
 
 
 class Pack:
@@ -44,19 +100,47 @@ class Pack:
 
     def __init__(self, lengths: list[int], parents: list[int | None], device: torch.device) -> None:
         self.lengths, self.parents, self.device = lengths, parents, device
+        self._other_tiles: dict[Look, list[Tile]] = {}
+
+    @cached_property
+    def _places(self) -> Tensor:
+        before = [0 if parent is None else self.lengths[parent] for parent in self.parents]
+        return torch.cat([torch.arange(start, start + n) for start, n in zip(before, self.lengths, strict=True)])
+
+    @cached_property
+    def lengths_1T(self) -> Tensor:
+        """Tokens of the piece that a token belongs to."""
+        return torch.tensor(self.lengths).repeat_interleave(torch.tensor(self.lengths))[None].to(self.device)
 
     @cached_property
     def positions_1T(self) -> Tensor:
         """Place of every token in its sequence."""
-        before = [0 if parent is None else self.lengths[parent] for parent in self.parents]
-        places = [torch.arange(start, start + length) for start, length in zip(before, self.lengths, strict=True)]
-        return torch.cat(places)[None].to(self.device, non_blocking=True)
+        return self._places[None].to(self.device, non_blocking=True)
 
-    def attend(self, layer: int, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor) -> Tensor:
+    def attend(self, layer: int, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, look: Look) -> Tensor:
         """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise in tiles."""
-        if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16):
-            return self._varlen(q_1HTD, k_1GTD, v_1GTD)
-        return _Tiles.apply(q_1HTD, k_1GTD, v_1GTD, self.tiles)
+        if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16) and look.plain(self._longest):
+            return self._varlen(q_1HTD, k_1GTD, v_1GTD, look.scale)
+        return _Tiles.apply(q_1HTD, k_1GTD, v_1GTD, self._biased(look), look)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self._places.max()) + 1
+
+    def _biased(self, look: Look) -> "list[Tile]":
+        """The tiles as a layer sees them that looks in a certain way; layers that look alike share them."""
+        if look.slopes is None and (look.window is None or look.window >= self._longest):
+            return self.tiles
+        if look not in self._other_tiles:
+            places = self._places.to(self.device)
+            self._other_tiles[look] = [
+                tile._replace(
+                    bias=tile.bias + look.bias(places[tile.rows, None] - torch.cat([places[k] for k in tile.keys]))
+                )
+                for tile in self.tiles
+            ]
+        return self._other_tiles[look]
 
     @cached_property
     def pieces(self) -> list[tuple[slice, slice | None]]:
@@ -104,7 +188,7 @@ class Pack:
         where = torch.cat(keys).to(self.device, non_blocking=True) if shared else None
         return cu_q.to(self.device, non_blocking=True), cu_k, max(self.lengths), max(key_lengths), where
 
-    def _varlen(self, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor) -> Tensor:
+    def _varlen(self, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, scale: float) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         cu_q, cu_k, longest_q, longest_k, where = self._ends
@@ -119,7 +203,7 @@ class Pack:
             else:  # torch 2.10 and 2.11
                 repeats = q_THD.size(1) // k_TGD.size(1)
                 k_TGD, v_TGD = k_TGD.repeat_interleave(repeats, 1), v_TGD.repeat_interleave(repeats, 1)
-        y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, **options)
+        y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, scale=scale, **options)
         return y_THD.transpose(0, 1)[None]
 
 
@@ -133,8 +217,8 @@ class Tile(NamedTuple):
     rows: slice
     keys: list[slice]
     """Where the keys lie; together they are S."""
-    hidden_TS: Tensor
-    """0 for a key that a query sees, otherwise minus infinity."""
+    bias: Tensor
+    """(T, S), or (H, T, S): 0 for a key that a query sees, or less, minus infinity for one that it does not."""
 
 
 class _Tiles(torch.autograd.Function):
@@ -145,16 +229,16 @@ class _Tiles(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, tiles: list[Tile]) -> Tensor:
+    def forward(ctx: Any, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, tiles: list[Tile], look: Look) -> Tensor:
         ctx.save_for_backward(q_1HTD, k_1GTD, v_1GTD)
-        ctx.tiles = tiles
+        ctx.tiles, ctx.look = tiles, look
         G = k_1GTD.size(1)
         q_GRTD, k_GTD, v_GTD = _widen(q_1HTD, G), _widen(k_1GTD), _widen(v_1GTD)
         y_1HTD = _empty(q_1HTD)
         y_GRTD = y_1HTD[0].unflatten(0, (G, -1))
         with torch.autocast(q_1HTD.device.type, enabled=False):
             for tile in tiles:
-                prob, _, values = _probabilities(q_GRTD, k_GTD, v_GTD, tile)
+                prob, _, values, _ = _probabilities(q_GRTD, k_GTD, v_GTD, tile, look)
                 y = y_GRTD[:, :, tile.rows]
                 y.copy_((prob @ values).view(y.shape))
         return y_1HTD
@@ -162,14 +246,16 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_1HTD: Tensor) -> tuple[Tensor | None, ...]:
         q_1HTD, k_1GTD, v_1GTD = ctx.saved_tensors
-        G, scale = k_1GTD.size(1), q_1HTD.size(-1) ** -0.5
+        G, look = k_1GTD.size(1), ctx.look
         q_GRTD, k_GTD, v_GTD, dy_GRTD = _widen(q_1HTD, G), _widen(k_1GTD), _widen(v_1GTD), _widen(dy_1HTD, G)
         dq_1HTD, dk_GTD, dv_GTD = _empty(q_1HTD), torch.zeros_like(k_GTD), torch.zeros_like(v_GTD)
         dq_GRTD = dq_1HTD[0].unflatten(0, (G, -1))
         for tile in ctx.tiles:
-            prob, keys, values = _probabilities(q_GRTD, k_GTD, v_GTD, tile)
+            prob, keys, values, slope = _probabilities(q_GRTD, k_GTD, v_GTD, tile, look)
             q, dy = (x[:, :, tile.rows].flatten(1, 2) for x in (q_GRTD, dy_GRTD))
-            dscores = torch.ops.aten._softmax_backward_data(dy @ values.mT, prob, -1, prob.dtype).mul_(scale)
+            dscores = torch.ops.aten._softmax_backward_data(dy @ values.mT, prob, -1, prob.dtype).mul_(look.scale)
+            if slope is not None:
+                dscores.mul_(slope)
             dq = dq_GRTD[:, :, tile.rows]
             dq.copy_((dscores @ keys).view(dq.shape))
             sizes = [part.stop - part.start for part in tile.keys]
@@ -177,19 +263,26 @@ class _Tiles(torch.autograd.Function):
                 for part, gradient in zip(tile.keys, found.split(sizes, 1), strict=True):
                     total[:, part] += gradient
         dk_1GTD, dv_1GTD = _empty(k_1GTD).copy_(dk_GTD), _empty(v_1GTD).copy_(dv_GTD)
-        return dq_1HTD, dk_1GTD, dv_1GTD, None
+        return dq_1HTD, dk_1GTD, dv_1GTD, None, None
 
 
-def _probabilities(q_GRTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-    """A tile's probabilities (G, R * rows, S), and the S keys and values."""
+def _probabilities(
+    q_GRTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, tile: Tile, look: Look
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """A tile's probabilities (G, R * rows, S), the S keys and values, and with a softcap its slope at every score."""
     keys, values = (
         x[:, tile.keys[0]] if len(tile.keys) == 1 else torch.cat([x[:, part] for part in tile.keys], 1)
         for x in (k_GTD, v_GTD)
     )
     scores = q_GRTD[:, :, tile.rows].flatten(1, 2) @ keys.mT
     scores_GRTS = scores.unflatten(1, (q_GRTD.size(1), -1))
-    torch.add(tile.hidden_TS, scores_GRTS, alpha=q_GRTD.size(-1) ** -0.5, out=scores_GRTS)
-    return scores.softmax(-1), keys, values
+    bias = tile.bias if tile.bias.ndim == 2 else tile.bias.view(scores_GRTS.shape)
+    if look.softcap is None:
+        torch.add(bias, scores_GRTS, alpha=look.scale, out=scores_GRTS)
+        return scores.softmax(-1), keys, values, None
+    capped = scores_GRTS.mul_(look.scale / look.softcap).tanh_()
+    slope = (1 - capped.square()).view_as(scores)
+    return torch.add(bias, capped, alpha=look.softcap).view_as(scores).softmax(-1), keys, values, slope
 
 
 def _widen(x_1HTD: Tensor, groups: int | None = None) -> Tensor:
@@ -231,21 +324,22 @@ class KVCache:
             return torch.arange(self.start, self.used, device=idx_BT.device)[None]
         return positions_BT
 
-    def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+    def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, look: Look) -> Tensor:
         """Stores this call's keys and values and attends to all that are visible. See `Attend`."""
         keys, values = self.k_LBGSD[layer], self.v_LBGSD[layer]
         if self.positions_BT is not None:
             rows = torch.arange(keys.size(0), device=keys.device)[:, None]
             keys[rows, :, self.positions_BT] = k_BGTD.transpose(1, 2).to(keys.dtype)
             values[rows, :, self.positions_BT] = v_BGTD.transpose(1, 2).to(values.dtype)
-            visible = torch.arange(keys.size(2), device=keys.device) <= self.positions_BT[:, None, :, None]
-            return sdpa(q_BHTD, keys, values, mask=visible)
+            places = torch.arange(keys.size(2), device=keys.device)
+            bias = look.bias(self.positions_BT[:, :, None] - places)  # (B, T, S) or (H, B, T, S)
+            return sdpa(q_BHTD, keys, values, look, bias[:, None] if bias.ndim == 3 else bias.transpose(0, 1))
         end = self.start + q_BHTD.size(2)
         keys[:, :, self.start : end], values[:, :, self.start : end] = k_BGTD, v_BGTD
         if self.start == 0:
-            return causal(layer, q_BHTD, k_BGTD, v_BGTD)
-        visible = None
-        if q_BHTD.size(2) > 1:
+            return causal(layer, q_BHTD, k_BGTD, v_BGTD, look)
+        bias = None
+        if q_BHTD.size(2) > 1 or not look.plain(end):
             places = torch.arange(end, device=keys.device)
-            visible = places <= places[self.start :, None]
-        return sdpa(q_BHTD, keys[:, :, :end], values[:, :, :end], mask=visible)
+            bias = look.bias(places[self.start :, None] - places)
+        return sdpa(q_BHTD, keys[:, :, :end], values[:, :, :end], look, bias)

@@ -15,6 +15,7 @@ from lit_gpt.config import Config
 from lit_gpt.files import read_json
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
+from lit_gpt.peft_files import is_peft, read_peft
 from lit_gpt.quantize import quantized
 from lit_gpt.settings import UserError
 
@@ -63,7 +64,7 @@ def load_gpt(
     folder = Path(checkpoint_dir)
     config = Config.from_checkpoint(folder)
     if quantize is None and finetuned is not None:
-        quantize = read_finetuned(finetuned).get("quantize")
+        quantize = read_finetuned(finetuned, folder).get("quantize")
     model = meta_gpt(config)
     prove_weights(folder)
     done = _quantize_blocks(model, folder, quantize, dtype, device) if quantize not in (None, "none") else set()
@@ -195,12 +196,18 @@ def finetuned_file(path: str | Path) -> Path:
     return found[0]
 
 
-def read_finetuned(path: str | Path) -> dict[str, Any]:
+def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None) -> dict[str, Any]:
     """What `save_finetuned` wrote: `method`, `weights`, and the facts of the run.
+
+    Args:
+        path: the file, or the folder that it is in; or with `checkpoint_dir` the folder of an adapter of PEFT.
+        checkpoint_dir: the converted base.
 
     Raises:
         UserError: the file is missing or damaged.
     """
+    if checkpoint_dir is not None and is_peft(Path(path)):
+        return read_peft(Path(path), Config.from_checkpoint(checkpoint_dir))
     path = finetuned_file(path)
     saved = load_file(path, "finetune first (finetune/lora.py) or check the path")
     kinds = {"method": dict, "weights": dict, "prompt_style": str, "base": dict, "quantize": str | None}
@@ -217,10 +224,9 @@ def apply_finetuned(model: GPT, path: str | Path, checkpoint_dir: str | Path) ->
     Raises:
         UserError: the file is missing or damaged, or was made from another base model.
     """
-    path = finetuned_file(path)
-    saved = read_finetuned(path)
+    saved = read_finetuned(path, checkpoint_dir)
     base, ours = saved.get("base", {}), base_identity(checkpoint_dir)
-    if base.get("weights_sha256") != ours["weights_sha256"]:
+    if base is not None and base.get("weights_sha256") != ours["weights_sha256"]:  # PEFT does not know its base's
         raise UserError(
             f"{path} was finetuned from {base.get('checkpoint_dir')} (weights {str(base.get('weights_sha256'))[:12]}), "
             f"but {checkpoint_dir} holds other weights ({str(ours['weights_sha256'])[:12]}); use that base"
@@ -229,6 +235,20 @@ def apply_finetuned(model: GPT, path: str | Path, checkpoint_dir: str | Path) ->
     method.attach(model)
     load_trainable(model, saved["weights"], path)
     return method
+
+
+def begin_with(model: GPT, method: Method, path: str | Path, checkpoint_dir: str | Path) -> None:
+    """Loads what was trained before into a model that the same method is attached to; dropout and rates may differ.
+
+    Raises:
+        UserError: it was trained by another method, or with other sizes, scales or layers.
+    """
+    saved, ours = read_finetuned(path, checkpoint_dir), describe(method)
+    free = ("lora_dropout", "lora_plus_ratio")
+    for key in sorted(saved["method"].keys() | ours.keys() - set(free)):
+        if key not in free and saved["method"].get(key) != ours.get(key):
+            raise UserError(f"--init_from {path}: {key} is {saved['method'].get(key)} there, but {ours.get(key)} here")
+    load_trainable(model, saved["weights"], path)
 
 
 @torch.no_grad()

@@ -21,9 +21,16 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare json": ("data.prepare:prepare_json", "data.prepare:PrepareFile"),
     "prepare csv": ("data.prepare:prepare_csv", "data.prepare:PrepareFile"),
     "finetune lora": ("finetune:finetune", "finetune:Finetune", "methods:LoRA"),
+    "finetune full": ("finetune:finetune", "finetune:Finetune", "methods:Full"),
+    "finetune adapter": ("finetune:finetune", "finetune:Finetune", "methods:Adapter"),
+    "finetune adapter_v2": ("finetune:finetune", "finetune:Finetune", "methods:AdapterV2"),
     "generate base": ("generate:generate_base", "generate:Generate"),
     "generate lora": ("generate:generate_lora", "generate:GenerateLoRA"),
+    "generate full": ("generate:generate_full", "generate:GenerateFull"),
+    "generate adapter": ("generate:generate_adapter", "generate:GenerateAdapter"),
+    "generate adapter_v2": ("generate:generate_adapter_v2", "generate:GenerateAdapterV2"),
     "merge lora": ("merge:merge_lora", "merge:Merge"),
+    "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
 }
 

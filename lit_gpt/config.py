@@ -12,6 +12,16 @@ from lit_gpt.settings import UserError
 
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12
 """No model comes near these: a larger number is damage, and building such a model would not end."""
+KINDS = {
+    "norm": ("layer", "plain", "rms", "rms+1"),
+    "qk_norm": (None, "head", "all"),
+    "mlp": ("plain", "gated"),
+    "activation": ACTIVATIONS,
+    "positions": ("rope", "learned", "alibi"),
+}
+"""What some fields can be."""
+POSITIVE = ("embed_scale", "clip_qkv", "attn_scale", "attn_softcap", "logit_softcap", "rope_local_base")
+"""Numbers that a model may have or not."""
 LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -35,12 +45,29 @@ class Config:
     n_query_groups: int | None = None
     """Key and value heads: n_head (multi-head; also None), 1 (multi-query) or between (grouped, arXiv 2305.13245)."""
     norm: str = "layer"
-    """"layer": LayerNorm, "rms": RMSNorm (arXiv 1910.07467)."""
+    """"layer": LayerNorm, "plain": without weights, "rms": RMSNorm (arXiv 1910.07467), "rms+1": weights less one."""
     norm_eps: float = 1e-5
+    norm_bias: bool = True
+    """Bias of a LayerNorm."""
+    pre_norm: bool = True
+    """Norms in front of attention and MLP."""
+    post_norm: bool = False
+    """Norms behind them, before what they give is added."""
+    qk_norm: str | None = None
+    """Norms of queries and keys: "head" by head, "all" at once, or None."""
+    embed_norm: bool = False
+    """A norm behind the embedding."""
+    embed_scale: float | None = None
+    """The embedding is multiplied by this."""
     mlp: str = "plain"
     """"plain": down(act(up(x))), "gated": down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
     activation: str = "gelu"
     """The MLP's nonlinearity by its Hugging Face name: gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu or silu."""
+    n_expert: int = 0
+    """MLPs of a sparse mixture; 0: there is one, for all tokens."""
+    n_expert_per_token: int = 0
+    norm_expert_weights: bool = True
+    """The weights of a token's experts add up to one."""
     parallel_residual: bool = False
     """Attention and MLP read the same input and are added together (GPT-J, GPT-NeoX, Falcon)."""
     shared_norm: bool = False
@@ -52,11 +79,31 @@ class Config:
     head_bias: bool = False
     tie_embeddings: bool = False
     """The head uses the embedding's weight."""
+    clip_qkv: float | None = None
+    """Queries, keys and values are kept within plus and minus this."""
+    attn_scale: float | None = None
+    """Of the products of queries and keys; None: head_size ** -0.5."""
+    attn_softcap: float | None = None
+    """c: a score x becomes c tanh(x / c)."""
+    logit_softcap: float | None = None
+    """The same for the logits."""
+    sliding_window: int | None = None
+    """Tokens that a layer with a window sees, the own one among them."""
+    windowed: list[bool] | None = None
+    """Which layers have one; None: all."""
+    positions: str = "rope"
+    """"rope": rotary (arXiv 2104.09864), "learned": embeddings, "alibi": linear biases (arXiv 2108.12409)."""
+    position_offset: int = 0
+    """Rows of the learned embeddings before that of the first position."""
     rope_base: float = 10000.0
+    rope_local_base: float | None = None
+    """That of layers with a window, where it differs."""
     rope_percentage: float = 1.0
     """Share of a head's channels that is rotated."""
     rope_scaling: dict[str, float] | None = None
     """{"factor": f}: positions divided by f (arXiv 2306.15595); with `low_freq_factor` and so on: Llama 3.1's rule."""
+    no_rope: list[bool] | None = None
+    """Layers without rotary positions; None: none of them."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "padded_vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size"):
@@ -69,14 +116,28 @@ class Config:
         self._check_size("n_query_groups")
         if self.n_head % self.n_query_groups:
             raise UserError(f"n_head {self.n_head} is not a multiple of n_query_groups {self.n_query_groups}")
-        for name, known in (("norm", ("layer", "rms")), ("mlp", ("plain", "gated")), ("activation", ACTIVATIONS)):
+        for name, known in KINDS.items():
             if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r:.80} is unknown; known are {', '.join(known)}")
+                raise UserError(f"{name} {getattr(self, name)!r:.80} is unknown; known are {', '.join(map(str, known))}")
         for field in dataclasses.fields(self):
             if field.type is bool and not isinstance(getattr(self, field.name), bool):
                 raise UserError(f"{field.name} must be true or false, got {getattr(self, field.name)!r:.80}")
         if self.shared_norm and not self.parallel_residual:
             raise UserError("shared_norm needs parallel_residual")
+        if type(self.n_expert) is not int or self.n_expert < 0 or self.n_expert > MAX_LAYERS:
+            raise UserError(f"n_expert must be a whole number from 0 to {MAX_LAYERS}, got {self.n_expert!r:.80}")
+        if self.n_expert and self.n_expert_per_token not in range(1, self.n_expert + 1):
+            raise UserError(f"n_expert_per_token must be from 1 to {self.n_expert}, got {self.n_expert_per_token!r:.80}")
+        if self.position_offset not in (0, 2):
+            raise UserError(f"position_offset must be 0 or 2, got {self.position_offset!r:.80}")
+        if self.sliding_window is not None:
+            self._check_size("sliding_window")
+        for name in ("windowed", "no_rope"):
+            flags = getattr(self, name)
+            if flags is not None and not (
+                isinstance(flags, list) and len(flags) == self.n_layer and all(type(flag) is bool for flag in flags)
+            ):
+                raise UserError(f"{name} must be a list of {self.n_layer} times true or false, got {flags!r:.80}")
         self._check_rope()
 
     def _check_size(self, name: str) -> None:
@@ -87,7 +148,8 @@ class Config:
             raise UserError(f"{name} is {value!r:.80}, and no model has more than {most:,}")
 
     def _check_rope(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_base", "rope_percentage")}
+        numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_base", "rope_percentage", *POSITIVE)}
+        numbers = {name: value for name, value in numbers.items() if value is not None or name not in POSITIVE}
         for name, value in {**numbers, **(self.rope_scaling or {})}.items():
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise UserError(f"{name} must be a positive number, got {value!r:.80}")
@@ -122,7 +184,7 @@ class Config:
             raise UserError(f"{place}: {error}") from error
         except KeyError as error:
             raise UserError(f"{place}: key {error} is missing") from error
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{place}: a value is of the wrong type ({error})") from error
 
     @classmethod

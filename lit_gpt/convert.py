@@ -41,11 +41,12 @@ def convert(settings: Convert) -> None:
 
     import torch
 
-    from lit_gpt.hf_weights import check, find_shards, read
+    from lit_gpt.hf_weights import check, entries_of, find_shards, read
 
     shards = find_shards(folder)
     layout = check(shards, config, getattr(torch, settings.dtype) if settings.dtype else None)
-    summary = write_checkpoint(folder, config, layout, read(shards, config), {"source": _source(folder)})
+    about = {"source": _source(folder), "stored_as": entries_of(shards, config)}
+    summary = write_checkpoint(folder, config, layout, read(shards, config), about)
     print(
         f"{summary} in {time.perf_counter() - started:.1f} s, peak memory {_peak_memory():.1f} GB "
         f"-> {folder / 'lit_model.pth'}\n"

@@ -38,6 +38,12 @@ class Evaluate:
     """Names of the harness's tasks, groups or patterns: "[truthfulqa_mc1,hellaswag,mmlu_*]"; files of tasks, too."""
     lora_path: Path | None = None
     """File that finetune/lora.py wrote, or its folder; unset: the base model."""
+    adapter_path: Path | None = None
+    """The same of finetune/adapter.py."""
+    adapter_v2_path: Path | None = None
+    """The same of finetune/adapter_v2.py."""
+    finetuned_path: Path | None = None
+    """The same of finetune/full.py."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
     include_path: Path | None = None
@@ -57,7 +63,15 @@ class Evaluate:
     seed: int | None = None
     """Seed of few-shot examples and sampling; unset: the harness's own seeds."""
 
+    @property
+    def finetuned(self) -> Path | None:
+        """What was finetuned, by whatever method; the file itself says which."""
+        return self.lora_path or self.adapter_path or self.adapter_v2_path or self.finetuned_path
+
     def __post_init__(self) -> None:
+        paths = ("lora_path", "adapter_path", "adapter_v2_path", "finetuned_path")
+        if len(given := [f"--{name}" for name in paths if getattr(self, name)]) > 1:
+            raise UserError(f"{' and '.join(given)}: a model is finetuned by one of them; give one")
         if isinstance(self.eval_tasks, str):
             self.eval_tasks = self.eval_tasks.strip("[]").split(",")
         self.eval_tasks = [name.strip() for name in self.eval_tasks if name.strip()]
@@ -86,7 +100,7 @@ def evaluate(settings: Evaluate) -> None:
     from lit_gpt.tokenizer import Tokenizer
 
     tokenizer, device = Tokenizer(settings.checkpoint_dir), default_device()
-    dtype, finetuned = DTYPES[settings.precision], settings.lora_path
+    dtype, finetuned = DTYPES[settings.precision], settings.finetuned
     model = load_gpt(settings.checkpoint_dir, dtype, finetuned=finetuned, merge=True, device=device)
     print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
     with memory_error_explained(lambda: "; lower --batch_size or --max_seq_length"):

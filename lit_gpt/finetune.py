@@ -32,6 +32,8 @@ class Finetune:
     """Folder of the prepared data (scripts/prepare_*.py)."""
     out_dir: Path = Path("out/lora/alpaca")
     """Folder for the results."""
+    init_from: Path | None = None
+    """What was trained before, to start from: a file or folder of the same method, or an adapter of PEFT."""
     precision: Precision = "bf16-true"
     """Type of weights and arithmetic; what is trained stays float32."""
     quantize: Quantize | None = None
@@ -44,6 +46,10 @@ class Finetune:
     """Steps of linear warm-up; unset: 100, at most a tenth of the run."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    """AdamW with float32 moments, or bitsandbytes' with moments of 8 bits, which can leave the GPU in pages."""
+    neftune_alpha: float | None = None
+    """Noise on the embeddings in training (NEFTune, arXiv 2310.05914: 5 to 15); unset: none."""
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this norm; null: never."""
     batch_size: int = 128
@@ -118,6 +124,8 @@ class Finetune:
         if self.pack_length and not 64 <= self.pack_length <= 2**20:
             raise UserError(f"--pack_length: must be 0 or from 64 to 1,048,576, got {self.pack_length}")
         check_seed(self.seed)
+        if self.neftune_alpha is not None and not self.neftune_alpha > 0:
+            raise UserError(f"--neftune_alpha: must be positive, got {self.neftune_alpha}")
         if self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"
@@ -158,7 +166,7 @@ def duration(text: str | None) -> float:
 def finetune(settings: Finetune, method: Method) -> None:
     """Finetunes a model."""
     # torch and lightning come now: --help does not wait for them
-    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt
+    from lit_gpt.checkpoint import DTYPES, begin_with, default_device, load_gpt
     from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
     from lit_gpt.record import describe_run
@@ -190,6 +198,9 @@ def finetune(settings: Finetune, method: Method) -> None:
         start = find(out, settings.resume, told)
         model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
         method.attach(model)
+        if settings.init_from and not start:
+            begin_with(model, method, settings.init_from, settings.checkpoint_dir)
+        model.noise = settings.neftune_alpha
         Run(fabric, settings, method, model.train(), work, tokenizer, told, start).go()
 
 

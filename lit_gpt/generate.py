@@ -41,17 +41,47 @@ class Generate:
 
 
 @dataclass
-class GenerateLoRA(Generate):
-    """Settings of generation with a LoRA-finetuned model."""
+class Answer(Generate):
+    """Settings of generation with a finetuned model."""
 
-    lora_path: Path = Path("out/lora/alpaca")
-    """File that finetune/lora.py wrote, or its folder; knows its own settings."""
     prompt: str = "What food do llamas eat?"
     """Instruction to answer."""
     input: str = ""
     """Further input that belongs to the instruction."""
     max_new_tokens: int = 100
     """Longest answer in tokens; it ends earlier at the model's end-of-text token."""
+
+
+@dataclass
+class GenerateLoRA(Answer):
+    """Settings of generation with a LoRA-finetuned model."""
+
+    lora_path: Path = Path("out/lora/alpaca")
+    """File that finetune/lora.py wrote, or its folder; knows its own settings."""
+
+
+@dataclass
+class GenerateFull(Answer):
+    """Settings of generation with a model whose weights were all finetuned."""
+
+    finetuned_path: Path = Path("out/full/alpaca")
+    """File that finetune/full.py wrote, or its folder."""
+
+
+@dataclass
+class GenerateAdapter(Answer):
+    """Settings of generation with an adapter."""
+
+    adapter_path: Path = Path("out/adapter/alpaca")
+    """File that finetune/adapter.py wrote, or its folder; knows its own settings."""
+
+
+@dataclass
+class GenerateAdapterV2(Answer):
+    """Settings of generation with an adapter of version 2."""
+
+    adapter_v2_path: Path = Path("out/adapter_v2/alpaca")
+    """File that finetune/adapter_v2.py wrote, or its folder; knows its own settings."""
 
 
 def generate_base(settings: Generate) -> None:
@@ -62,6 +92,21 @@ def generate_base(settings: Generate) -> None:
 def generate_lora(settings: GenerateLoRA) -> None:
     """Answers an instruction with a LoRA-finetuned model."""
     _generate(settings, finetuned=settings.lora_path)
+
+
+def generate_full(settings: GenerateFull) -> None:
+    """Answers an instruction with a model whose weights were all finetuned."""
+    _generate(settings, finetuned=settings.finetuned_path)
+
+
+def generate_adapter(settings: GenerateAdapter) -> None:
+    """Answers an instruction with a model that has an adapter."""
+    _generate(settings, finetuned=settings.adapter_path)
+
+
+def generate_adapter_v2(settings: GenerateAdapterV2) -> None:
+    """Answers an instruction with a model that has an adapter of version 2."""
+    _generate(settings, finetuned=settings.adapter_v2_path)
 
 
 def _generate(settings: Generate, finetuned: Path | None) -> None:
@@ -76,7 +121,9 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     tokenizer, text = Tokenizer(settings.checkpoint_dir), settings.prompt
     if finetuned is not None:
-        text = get_style(read_finetuned(finetuned)["prompt_style"]).prompt(settings.prompt, settings.input)
+        text = get_style(read_finetuned(finetuned, settings.checkpoint_dir)["prompt_style"]).prompt(
+            settings.prompt, settings.input
+        )
     prompt = tokenizer.encode(text, bos=tokenizer.use_bos)
     device, began = default_device(), time.perf_counter()
     dtype = DTYPES[settings.precision]

@@ -8,6 +8,7 @@ import importlib
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lit_gpt.archive import STORAGES
 from lit_gpt.config import Config
-from lit_gpt.families import split_grouped
+from lit_gpt.families import Stored, stored
 from lit_gpt.files import read_json
 from lit_gpt.model import meta_gpt
 from lit_gpt.settings import UserError
@@ -78,16 +79,17 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
         UserError: a tensor is unknown, missing, there twice, of the wrong shape or type, or the head differs from the
             embedding to which `config` ties it; or a file is damaged or holds something other than tensors.
     """
-    names, needed, ignored = _names(config), _parameters(config), _ignored(config)
+    names, needed, ignored = stored_names(config), _parameters(config), _ignored(config)
     found: dict[str, tuple[Shard, str, torch.dtype]] = {}
     heads, unknown = [], []
     for shard in shards:
         for name, tensor in shard.open().items():
             if name in names:
-                _check_one(name, tensor, [needed[ours] for ours in names[name]], shard)
-                if twice := [ours for ours in names[name] if ours in found]:
+                here = names[name]
+                _check_one(name, tensor, here.shape([tuple(needed[ours].shape) for ours in here.names]), shard)
+                if twice := [ours for ours in here.names if ours in found]:
                     raise UserError(f"{shard.name}: {name} is there twice, also as {found[twice[0]][1]}")
-                found |= dict.fromkeys(names[name], (shard, name, tensor.dtype))
+                found |= dict.fromkeys(here.names, (shard, name, tensor.dtype))
             elif config.tie_embeddings and _family(config).WEIGHTS.get(name) == "lm_head.weight":
                 heads.append((shard, name))
             elif not ignored(name):
@@ -95,7 +97,7 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
     if unknown:
         raise UserError(f"the model of config.json has no {_list(unknown)}; is it this checkpoint's own config.json?")
     if missing := needed.keys() - found.keys():
-        theirs = [name for name, ours in names.items() if missing.intersection(ours)]
+        theirs = [name for name, ours in names.items() if missing.intersection(ours.names)]
         raise UserError(f"{_list(theirs)} missing in {_list([s.name for s in shards])}; download the checkpoint again")
     for head in heads:
         _check_tied(head, found["wte.weight"][:2])
@@ -104,31 +106,44 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
     }
 
 
+def entries_of(shards: list[Shard], config: Config) -> list[str]:
+    """The entries of the family's `WEIGHTS` under which the files keep their tensors, for writing them back."""
+    found = {name for shard in shards for name in shard.open()}
+    return [name for name in _family(config).WEIGHTS if name.replace("{}", "0").replace("[]", "0") in found]
+
+
 def read(shards: list[Shard], config: Config) -> Iterator[tuple[str, Tensor]]:
     """Yields our name and the values of every parameter, in the order of the files, which `check` has accepted."""
-    names = _names(config)
+    names, needed = stored_names(config), _parameters(config)
     for shard in shards:
         tensors, used = shard.open(), 0
         for name in [name for name in tensors if name in names]:
             if shard.lazy and used > MAPPED:
                 tensors, used = shard.open(), 0
-            tensor, ours = tensors[name], names[name]
+            tensor, here = tensors[name], names[name]
             used += tensor.nbytes
-            if len(ours) == 1:
-                yield ours[0], tensor
-            else:
-                yield from zip(ours, split_grouped(tensor, config.n_head, config.n_query_groups), strict=True)
+            yield from zip(
+                here.names, here.take_apart(tensor, [len(needed[n]) for n in here.names], config), strict=True
+            )
 
 
-def _names(config: Config) -> dict[str, tuple[str, ...]]:
-    """Names in files -> the parameters in them, for every layer, as far as the model has them."""
-    needed = _parameters(config)
-    names = {}
-    for theirs, ours in _family(config).WEIGHTS.items():
+def stored_names(config: Config, entries: list[str] | None = None) -> dict[str, Stored]:
+    """Names in files -> the parameters in them, for every layer and expert, as far as the model has them.
+
+    `entries` are those of the family's `WEIGHTS` to look at; None: all.
+    """
+    needed, names, table = _parameters(config), {}, _family(config).WEIGHTS
+    for theirs in table if entries is None else table.keys() & entries:
+        ours = stored(table[theirs])
         for layer in range(config.n_layer) if "{}" in theirs else (0,):
-            targets = tuple(name.format(layer) for name in ([ours] if isinstance(ours, str) else ours))
-            if needed.keys() >= set(targets):
-                names[theirs.format(layer)] = targets
+            for expert in range(config.n_expert) if "[]" in theirs else (0,):
+
+                def numbered(name: str, layer: int = layer, expert: int = expert) -> str:
+                    return name.replace("{}", str(layer)).replace("[]", str(expert))
+
+                here = replace(ours, names=tuple(map(numbered, ours.names)))
+                if needed.keys() >= set(here.names):
+                    names[numbered(theirs)] = here
     return names
 
 
@@ -145,9 +160,8 @@ def _ignored(config: Config) -> Callable[[str], object]:
     return re.compile("|".join(_family(config).IGNORED) or "(?!)").fullmatch
 
 
-def _check_one(name: str, tensor: Tensor, parts: list[Tensor], shard: Shard) -> None:
-    """Compares a tensor with the parameters that it consists of, one above the other."""
-    wanted = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard) -> None:
+    """Compares a tensor with the shape that it must have."""
     if tensor.dtype not in STORAGES:
         raise UserError(
             f"{shard.name}: {name} is {tensor.dtype}; weights that are quantised already are not supported: "

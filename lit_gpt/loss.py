@@ -19,18 +19,25 @@ CACHED_BYTES = 2_000_000
 """Bytes of the float32 probabilities that the CPU works on at once: they stay in its cache."""
 
 
-def head_loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
-    """Sum over N of weight * cross-entropy, in nats, of head(x) against the labels; a scalar of at least float32."""
+def head_loss(
+    head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Sum over N of weight * cross-entropy, in nats, of head(x) against the labels; a scalar of at least float32.
+
+    Args:
+        softcap: c: a logit x becomes c tanh(x / c).
+    """
     most = max(1, CHUNK_BYTES // (x_NC.element_size() * head_rows(head)))
     chunks = max(1, -(-len(x_NC) // most))
     rows = -(-len(x_NC) // chunks)  # all alike: a small chunk reads the whole head, too
     if type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
-        return _FrozenHeadLoss.apply(x_NC, head.weight, head.bias, labels_N, weights_N, rows)
+        return _FrozenHeadLoss.apply(x_NC, head.weight, head.bias, labels_N, weights_N, rows, softcap)
     parts = []
     for chunk in zip(*_split(rows, x_NC, labels_N, weights_N), strict=True):
-        parts.append(
-            checkpoint(_loss, head, *chunk, use_reentrant=False) if torch.is_grad_enabled() else _loss(head, *chunk)
-        )
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_loss, head, *chunk, softcap, use_reentrant=False))
+        else:
+            parts.append(_loss(head, *chunk, softcap))
     return torch.stack(parts).sum()
 
 
@@ -44,8 +51,11 @@ def _split(rows: int, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) 
     return x, labels, [None] * len(x) if weights_N is None else weights_N.split(rows)
 
 
-def _loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> Tensor:
-    losses_N = F.cross_entropy(_wide(head(x_NC)), labels_N, reduction="none")
+def _loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None, softcap: float | None) -> Tensor:
+    logits = head(x_NC)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    losses_N = F.cross_entropy(_wide(logits), labels_N, reduction="none")
     return (losses_N if weights_N is None else losses_N * weights_N).sum()
 
 
@@ -65,6 +75,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         labels_N: Tensor,
         weights_N: Tensor | None,
         rows: int,
+        softcap: float | None,
     ) -> Tensor:
         """The gradient of x is computed here, chunk by chunk, and only scaled in backward."""
         device = x_NC.device.type
@@ -78,7 +89,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for x_chunk, labels, weights in zip(*_split(rows, x, labels_N, weights_N), strict=True):
                 logits = F.linear(x_chunk, weight, bias)
+                if softcap is not None:
+                    share = logits.div_(softcap).tanh_()
+                    logits, slope = softcap * share, (1 - share.square()) if wanted else None
                 total += _losses(logits, labels, weights, wanted)
+                if wanted and softcap is not None:
+                    logits.mul_(slope)
                 if wanted:
                     torch.mm(logits, weight, out=gradient_NC[start : start + len(labels)])
                 start += len(labels)
@@ -91,7 +107,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Scales what the forward pass has computed."""
         (gradient_NC,) = ctx.saved_tensors
-        return (gradient_NC * scale).to(ctx.x_dtype), None, None, None, None, None
+        return (gradient_NC * scale).to(ctx.x_dtype), None, None, None, None, None, None
 
 
 def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradient: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """How much memory a run will need, and how to stay within what there is.
 
-Counted in bytes: weights, what is trained (float32 value, gradient and AdamW's two moments: 16 bytes a parameter),
+Counted in bytes: weights, what is trained (float32 value, gradient and AdamW's two moments: 16 bytes a parameter; a
+weight of the base that is trained is counted among the weights, in 16 bits with a float32 copy besides),
 what the backward pass keeps per token, and the largest temporaries. Process, libraries and CUDA context come on top;
 on the GPU that is what `torch.cuda.max_memory_allocated` leaves out, too. On the CPU resident memory is more than what
 is in use: `HEAP` and `PRODUCTS` say how much more, as it was measured (bench/NOTES.md).
@@ -78,7 +79,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
     C, F, D = config.n_embd, config.intermediate_size, config.head_size
     queries, keys = config.n_head * D, config.n_query_groups * D
     on = {name: name in adapted for name in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")}
-    norms = 1 if config.parallel_residual else 2
+    norms = (1 if config.parallel_residual else 2) * (2 if config.pre_norm and config.post_norm else 1)
     total = norms * C * size  # inputs of the norms: the residual stream
     total += (queries + 2 * keys) * size
     if not tiles or on["attn.o"]:
@@ -101,7 +102,12 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
 
 
 def needs(
-    config: Config, method: Method, dtype: torch.dtype, quantize: str | None, cpu_heap: float | None = None
+    config: Config,
+    method: Method,
+    dtype: torch.dtype,
+    quantize: str | None,
+    cpu_heap: float | None = None,
+    optimizer: str = "adamw",
 ) -> Needs:
     """What a run with this model, method and precision needs. Reads no weights.
 
@@ -116,10 +122,14 @@ def needs(
     weights = float(size * parameters)
     if quantize:
         weights += linear * (QUANTIZED_BYTES[quantize] - size)
+    own = set(model.parameters())
     method.attach(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    adapted, dropout = getattr(method, "targets", ()), getattr(method, "lora_dropout", 0) > 0
-    kept = kept_by_block(config, adapted, dropout, size, on_cpu)
+    freed = sum(p.numel() for p in model.parameters() if p.requires_grad and p in own)
+    state = 4 + (8 if optimizer == "adamw" else 2)  # gradient and moments
+    trained = (trainable - freed) * (4 + state) + freed * (state + (4 if size == 2 else 0))
+    dropout = getattr(method, "lora_dropout", 0) > 0
+    kept = kept_by_block(config, method.targets, dropout, size, on_cpu)
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
     if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
@@ -127,7 +137,7 @@ def needs(
         parameters=parameters,
         trainable=trainable,
         weights=weights,
-        trained=16.0 * trainable,
+        trained=float(trained),
         kept=heap * config.n_layer * kept,
         kept_recompute=heap * (config.n_layer * config.n_embd * size + kept),
         block=heap * block,

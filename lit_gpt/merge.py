@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.config import Config
 from lit_gpt.files import atomic, read_json, results_folder, sha256, write_json
 from lit_gpt.hub import SMALL_FILES
+from lit_gpt.methods import Adapter
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -66,8 +67,14 @@ def merge_lora(settings: Merge) -> None:
     base = meta_gpt(Config.from_checkpoint(folder))
     prove_weights(folder)
     method = apply_finetuned(trained := copy.deepcopy(base), settings.lora_path, folder)
+    if isinstance(method, Adapter):
+        raise UserError(
+            f"{settings.lora_path} holds an adapter, which cannot be folded into weights; use it with "
+            f"generate/{method.name}.py, or evaluate it with --{method.name}_path"
+        )
     method.merge(plain := copy.deepcopy(trained))  # of all three, there are only shapes as yet
-    file, saved = finetuned_file(settings.lora_path), read_finetuned(settings.lora_path)
+    saved = read_finetuned(settings.lora_path, folder)
+    file = settings.lora_path if saved["base"] is None else finetuned_file(settings.lora_path)
     weights, kind = weights_of(folder, base, saved["weights"]), saved.get("quantize")
     layout = _layout(plain, weights(), folder)
     if settings.check:
@@ -83,8 +90,11 @@ def merge_lora(settings: Merge) -> None:
         before = logits(trained, weights, ids, kind)
     with contextlib.ExitStack() as files:  # they take their names together
         untied = base.config.tie_embeddings and not plain.config.tie_embeddings
-        _copy_small_files(folder, out, untied, files)
-        about = {"merged": _record(folder, file, saved)}
+        copy_small_files(folder, out, untied, files)
+        about = {
+            "merged": _record(folder, file, saved),
+            "stored_as": read_json(folder / "lit_config.json").get("stored_as"),
+        }
         summary = write_checkpoint(out, plain.config, layout, merged(trained, weights, list(layout)), about)
     _say(f"{summary} -> {out / 'lit_model.pth'}")
     if settings.check:
@@ -119,7 +129,7 @@ def _layout(plain: "GPT", state: "dict[str, Tensor]", folder: Path) -> "dict[str
     return layout
 
 
-def _copy_small_files(folder: Path, out: Path, untied: bool, files: contextlib.ExitStack) -> None:
+def copy_small_files(folder: Path, out: Path, untied: bool, files: contextlib.ExitStack) -> None:
     """Configuration, tokenizer and licence; `untied`: the head is no longer the embedding."""
     for source in folder.iterdir():
         if SMALL_FILES.fullmatch(source.name):
@@ -137,7 +147,7 @@ def _record(folder: Path, file: Path, saved: dict[str, Any]) -> dict[str, Any]:
     origin = {key: description[key] for key in ("source", "merged") if description.get(key)}
     return {
         "base": {**base_identity(folder), **origin},
-        "finetuned": {"file": str(file), "sha256": sha256(file)},
+        "finetuned": {"file": str(file), "sha256": None if file.is_dir() else sha256(file)},
         **{key: saved.get(key) for key in ("method", "quantize", "prompt_style")},
     }
 

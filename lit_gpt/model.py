@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from lit_gpt.attention import Attend, KVCache, Pack, causal
+from lit_gpt.attention import Attend, KVCache, Look, Pack, alibi_slopes, causal
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
@@ -38,7 +38,12 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.noise: float | None = None
+        """NEFTune's alpha: noise on the embeddings in training, of at most alpha / sqrt(length C)."""
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.block_size + config.position_offset, config.n_embd)
+        self.embed_norm = build_norm(config) if config.embed_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = build_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.head_bias)
@@ -73,24 +78,42 @@ class GPT(nn.Module):
         if cache is not None:
             positions_BT, attend = cache.begin(idx_BT, positions_BT), cache.attend
         x_BTC = self.hidden(idx_BT, positions_BT, attend)
-        return self.lm_head(self.norm(x_BTC if at_BT is None else x_BTC[at_BT]))
+        logits = self.lm_head(self.norm(x_BTC if at_BT is None else x_BTC[at_BT]))
+        return logits if self.config.logit_softcap is None else softcapped(logits, self.config.logit_softcap)
 
     def hidden(
-        self, idx_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal, recompute: bool = False
+        self,
+        idx_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Attend = causal,
+        recompute: bool = False,
+        lengths_BT: Tensor | None = None,
     ) -> Tensor:
         """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default.
 
-        `recompute` keeps only every block's input for the backward pass and computes the rest again there.
+        Args:
+            recompute: keep only every block's input for the backward pass and compute the rest again there.
+            lengths_BT: of the sequences, for the noise; T by default.
         """
         if positions_BT is None:
             positions_BT = torch.arange(idx_BT.size(1), device=idx_BT.device)[None]
         x_BTC = self.wte(idx_BT)
-        rope = rope_tables(self.config, positions_BT, x_BTC.dtype)
+        if self.noise is not None and self.training:
+            length = torch.tensor(idx_BT.size(1)) if lengths_BT is None else lengths_BT[..., None]
+            most = self.noise / (length * x_BTC.size(-1)).sqrt()
+            x_BTC = x_BTC + (torch.rand_like(x_BTC) * 2 - 1) * most.to(x_BTC.dtype)
+        if self.config.embed_scale is not None:
+            x_BTC = x_BTC * torch.tensor(self.config.embed_scale, dtype=x_BTC.dtype)
+        if self.config.positions == "learned":
+            x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
+        x_BTC = self.embed_norm(x_BTC)
+        kinds = ["global"] * (self.config.positions == "rope") + ["local"] * (self.config.rope_local_base is not None)
+        ropes = {kind: rope_tables(self.config, positions_BT, x_BTC.dtype, kind) for kind in kinds}
         for block in self.blocks:
             if recompute and torch.is_grad_enabled():
-                x_BTC = checkpoint(block, x_BTC, rope, attend, use_reentrant=False)
+                x_BTC = checkpoint(block, x_BTC, ropes, attend, use_reentrant=False)
             else:
-                x_BTC = block(x_BTC, rope, attend)
+                x_BTC = block(x_BTC, ropes, attend)
         return x_BTC
 
     def compile_blocks(self) -> None:
@@ -128,9 +151,10 @@ class GPT(nn.Module):
         if pack is None:
             x_BTC = self.hidden(idx_BT, recompute=recompute)
         else:
-            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend, recompute)
+            lengths_1T = None if self.noise is None else pack.lengths_1T
+            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend, recompute, lengths_1T)
         x_NC = self.norm(x_BTC.flatten(0, 1).index_select(0, places_N))
-        return head_loss(self.lm_head, x_NC, labels_N, weights_N)
+        return head_loss(self.lm_head, x_NC, labels_N, weights_N, self.config.logit_softcap)
 
 
 class _NoValues(TorchFunctionMode):
@@ -147,6 +171,9 @@ def meta_gpt(config: Config) -> GPT:
         return GPT(config)
 
 
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines; see `rope_tables`."""
+
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 """`Block.before` and `Block.after`, compiled."""
 
@@ -157,54 +184,86 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.layer, self.parallel = layer, config.parallel_residual
-        self.norm_1 = build_norm(config)
-        self.attn = Attention(config)
-        self.norm_2 = None if config.shared_norm else build_norm(config)
-        self.mlp = MLPS[config.mlp](config)
+        self.norm_1 = build_norm(config) if config.pre_norm else nn.Identity()
+        self.attn = Attention(config, layer)
+        self.post_1 = build_norm(config) if config.post_norm else nn.Identity()
+        self.norm_2 = None if config.shared_norm else build_norm(config) if config.pre_norm else nn.Identity()
+        self.mlp = MoE(config) if config.n_expert else MLPS[config.mlp](config)
+        self.post_2 = build_norm(config) if config.post_norm else nn.Identity()
         self.compiled: Halves | None = None
         """What training calls instead of `before` and `after`; see `GPT.compile_blocks`."""
 
-    def forward(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
+        rope = ropes.get(self.attn.rope)
         before, after = self.compiled if self.compiled and x_BTC.requires_grad else (Block.before, Block.after)
         n_BTC, *heads = before(self, x_BTC, rope)
-        y_BHTD = attend(self.layer, *heads)
+        y_BHTD = self.attn.mix(attend, self.layer, *heads)
         del heads  # where no gradient needs them, they are not to lie beside the MLP's
         return after(self, x_BTC, n_BTC, y_BHTD)
 
-    def before(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
         n_BTC = self.norm_1(x_BTC)
         return n_BTC, *self.attn.heads(n_BTC, rope)
 
     def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor) -> Tensor:
         """All that is done with what attention gives, (B, T, C)."""
-        a_BTC = self.attn.out(y_BHTD)
+        a_BTC = self.post_1(self.attn.out(y_BHTD))
         if self.parallel:
             return x_BTC + a_BTC + self.mlp(n_BTC if self.norm_2 is None else self.norm_2(x_BTC))
         x_BTC = x_BTC + a_BTC
-        return x_BTC + self.mlp(self.norm_2(x_BTC))
+        return x_BTC + self.post_2(self.mlp(self.norm_2(x_BTC)))
 
 
 class Attention(nn.Module):
     """Multi-head, grouped-query or multi-query attention: G key and value heads serve H query heads."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.head_size = config.head_size
+        self.head_size, self.clip = config.head_size, config.clip_qkv
+        windowed = config.sliding_window is not None and (config.windowed is None or config.windowed[layer])
+        self.rope: str | None = None
+        """Which of the model's rotary tables it takes: "local" for windows that have their own, otherwise "global"."""
+        if config.positions == "rope" and not (config.no_rope and config.no_rope[layer]):
+            self.rope = "local" if windowed and config.rope_local_base else "global"
+        self.look = Look(
+            scale=config.attn_scale or config.head_size**-0.5,
+            window=config.sliding_window if windowed else None,
+            softcap=config.attn_softcap,
+            slopes=alibi_slopes(config.n_head) if config.positions == "alibi" else None,
+        )
         queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
         self.q = nn.Linear(config.n_embd, queries, bias=config.qkv_bias)
         self.k = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.v = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.o = nn.Linear(queries, config.n_embd, bias=config.out_bias)
+        self.whole_norm = config.qk_norm == "all"
+        """Queries and keys are normed before they are split into heads, otherwise head by head."""
+        sizes = {None: None, "all": (queries, keys), "head": (config.head_size, config.head_size)}[config.qk_norm]
+        self.q_norm, self.k_norm = [build_norm(config, size) for size in sizes] if sizes else (None, None)
 
-    def heads(self, x_BTC: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (B, H, T, D) and keys (B, G, T, D), and values (B, G, T, D)."""
-        B, T, _ = x_BTC.shape
-        q_BTHD = rotate(self.q(x_BTC).view(B, T, -1, self.head_size), *rope)
-        k_BTGD = rotate(self.k(x_BTC).view(B, T, -1, self.head_size), *rope)
-        v_BTGD = self.v(x_BTC).view(B, T, -1, self.head_size)
+    def heads(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D) and keys (B, G, T, D), normed and rotated where the model does so, and values."""
+        q_BTHD = self._placed(self._clipped(self.q(x_BTC)), self.q_norm, rope)
+        k_BTGD = self._placed(self._clipped(self.k(x_BTC)), self.k_norm, rope)
+        v_BTGD = self._clipped(self.v(x_BTC)).unflatten(-1, (-1, self.head_size))
         return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def _placed(self, x: Tensor, norm: nn.Module | None, rope: Rope | None) -> Tensor:
+        if norm and self.whole_norm:
+            x = norm(x)
+        x_BTHD = x.unflatten(-1, (-1, self.head_size))
+        if norm and not self.whole_norm:
+            x_BTHD = norm(x_BTHD)
+        return x_BTHD if rope is None else rotate(x_BTHD, *rope)
+
+    def mix(self, attend: Attend, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+        """What the heads take from each other's tokens, (B, H, T, D)."""
+        return attend(layer, q_BHTD, k_BGTD, v_BGTD, self.look)
 
     def out(self, y_BHTD: Tensor) -> Tensor:
         """The heads' outputs brought together, (B, T, C)."""
@@ -241,9 +300,37 @@ class GatedMLP(MLP):
 MLPS = {"plain": MLP, "gated": GatedMLP}
 
 
-def build_norm(config: Config) -> nn.Module:
-    """The norm that the config names, over C channels."""
-    return {"rms": RMSNorm, "layer": nn.LayerNorm}[config.norm](config.n_embd, eps=config.norm_eps)
+class MoE(nn.Module):
+    """A sparse mixture: each token goes through the few of the E experts that the router finds (arXiv 2401.04088)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.active, self.normed = config.n_expert_per_token, config.norm_expert_weights
+        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.experts = nn.ModuleList(MLPS[config.mlp](config) for _ in range(config.n_expert))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        x_NC = x.flatten(0, -2)
+        share_NK, expert_NK = self.router(x_NC).softmax(-1, dtype=torch.float32).topk(self.active, dim=-1)
+        if self.normed:
+            share_NK = share_NK / share_NK.sum(-1, keepdim=True)
+        y_NC = torch.zeros_like(x_NC)
+        for number, expert in enumerate(self.experts):
+            places, choice = (expert_NK == number).nonzero(as_tuple=True)
+            share = share_NK[places, choice, None].to(x.dtype)
+            y_NC = y_NC.index_add(0, places, expert(x_NC[places]) * share)
+        return y_NC.view_as(x)
+
+
+def build_norm(config: Config, size: int | None = None) -> nn.Module:
+    """The norm that the config names, over `size` channels, by default C."""
+    size, eps = size or config.n_embd, config.norm_eps
+    if config.norm == "layer":
+        return nn.LayerNorm(size, eps, bias=config.norm_bias)
+    if config.norm == "plain":
+        return nn.LayerNorm(size, eps, elementwise_affine=False)
+    return {"rms": RMSNorm, "rms+1": OnePlusRMSNorm}[config.norm](size, eps=eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -254,7 +341,20 @@ class RMSNorm(nn.RMSNorm):
         return rms_norm(x, self.weight, self.eps)
 
 
-def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+class OnePlusRMSNorm(nn.RMSNorm):
+    """With weights that are kept as their distance from one (Gemma)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return rms_norm(x, 1 + self.weight.to(torch.promote_types(x.dtype, torch.float32)), self.eps)
+
+
+def softcapped(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap)."""
+    return cap * torch.tanh(x / cap)
+
+
+def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: str = "global") -> Rope:
     """Cosines and sines of the rotary embedding (arXiv 2104.09864) for these positions.
 
     Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
@@ -263,8 +363,9 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype) -> tup
         Two tensors (B, T, 1, R / 2) of `dtype`, where R is the number of rotated channels; see `lean.rotate`.
     """
     R = int(config.head_size * config.rope_percentage)
-    inverse = config.rope_base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
-    scaling = config.rope_scaling or {}
+    base = config.rope_local_base if kind == "local" else config.rope_base
+    inverse = base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
+    scaling = (config.rope_scaling or {}) if kind == "global" else {}
     if "low_freq_factor" in scaling:  # Llama 3.1: slow waves are stretched by `factor`, fast ones kept, a ramp between
         turns = scaling["original_max_position_embeddings"] * inverse / (2 * torch.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from lit_gpt import optim
 from lit_gpt.archive import save
 from lit_gpt.checkpoint import base_identity, load_file, load_trainable, read_finetuned, save_finetuned
 from lit_gpt.compiling import compile_blocks
@@ -17,7 +17,7 @@ from lit_gpt.data.batches import Batch
 from lit_gpt.decode import complete
 from lit_gpt.files import write_json
 from lit_gpt.memory import give_back, memory_error_explained
-from lit_gpt.methods import Method, describe, trainable_state
+from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_state
 from lit_gpt.model import GPT
 from lit_gpt.prompts import get_style
 from lit_gpt.record import command_line
@@ -62,10 +62,10 @@ class Run:
         fused = (
             settings.precision != "16-mixed"
         )  # a fused AdamW unscales gradients itself, and could then not clip them
-        options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
-        self.model, self.optimizer = fabric.setup(model, torch.optim.AdamW(trained, **options))
+        options = (settings.optimizer, settings.learning_rate, settings.weight_decay, fused)
+        self.model, self.optimizer = fabric.setup(model, optim.build(model, method, *options))
         self.model.mark_forward_method("loss_sum")
-        self.file = f"lit_model_{method.name}_finetuned.pth"
+        self.file = file_of(method.name)
         size = 3.0 * sum(p.numel() * p.element_size() for p in trained) + 1e6  # values, two moments, a little besides
         self.state_bytes = size
         self.progress = start.progress if start else Progress(pace=Pace(save=size / DISK))
@@ -155,7 +155,7 @@ class Run:
             say(f"lowest val loss {loss:.4f} after step {step:,}: {self._folder(step)}/")
         say(
             f"Next: python generate/{self.method.name}.py --checkpoint_dir {s.checkpoint_dir} "
-            f'--{self.method.name}_path {path} --prompt "..."'
+            f'--{path_flag(self.method.name)} {path} --prompt "..."'
         )
 
     def _rate(self, step: int) -> float:

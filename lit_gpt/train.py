@@ -74,7 +74,7 @@ def train(
         torch.manual_seed(zlib.crc32(f"{seed} {step}".encode()))
         rate = schedule(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         parts = batches.step(step, samples)
         targets = sum(batch.targets for batch in parts)
         if targets == 0:

@@ -40,8 +40,11 @@ class Workload:
         self.config, self.meta = config, splits["train"].meta
         self.prompt_style: str = self.meta["settings"]["prompt_style"]
         max_length = s.max_seq_length or config.block_size
+        if config.positions == "learned" and max_length > config.block_size:
+            raise UserError(f"--max_seq_length {max_length}: this model has learned {config.block_size} positions only")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
-        self.layout = Layout(s.micro_batch_size, s.pack_length, s.share_prefix, max_length, s.compile)
+        shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
+        self.layout = Layout(s.micro_batch_size, s.pack_length, shared, max_length, s.compile)
         self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed)
         self.steps, self.samples = plan_length(s, self.batches)
         fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
@@ -122,7 +125,7 @@ class Workload:
             return_large_blocks()
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
-        needed = needs(self.config, method, dtype, s.quantize, heap)
+        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer)
         most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = max(ROUND, int(most) // ROUND * ROUND)

@@ -1,8 +1,10 @@
 """Every family computes what `transformers` computes, whatever year its config.json is from."""
 
 import functools
+import importlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +76,9 @@ VARIANTS = {
     "falcon: sequential, multi-head": {**FALCON, "parallel_attn": False, "multi_query": False},
     "falcon: scaled rope": {**FALCON, **rope("linear", factor=2.0)},
 }
+OTHERS = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("variants_*.py"))]
+for other in OTHERS:
+    VARIANTS |= other.VARIANTS
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -155,6 +160,9 @@ def test_positions_may_start_anywhere() -> None:
 
 def of_2023(hf: dict) -> dict:
     """A config of transformers 5 as transformers 4 wrote it."""
+    for other in OTHERS:
+        if hf["model_type"] in getattr(other, "OF_2023", {}):
+            return other.OF_2023[hf["model_type"]](hf)
     hf = dict(hf)
     scaling = hf.pop("rope_parameters")
     theta, kind, share = (scaling.pop(key, None) for key in ("rope_theta", "rope_type", "partial_rotary_factor"))
@@ -280,7 +288,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("hf", "message"), REFUSED)
+@pytest.mark.parametrize(("hf", "message"), REFUSED + [row for other in OTHERS for row in other.REFUSED])
 def test_refused_with_a_reason(hf, message: str, tmp_path) -> None:
     path = tmp_path / "config.json"
     write_json(path, hf)

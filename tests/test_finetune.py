@@ -90,6 +90,38 @@ def test_precisions(precision: str, checkpoint: Path, data: Path, tmp_path: Path
     assert {w.dtype for w in read_finetuned(tmp_path)["weights"].values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("method", "flag", "file"),
+    [
+        ("full", "--finetuned_path", "lit_model_finetuned.pth"),
+        ("adapter", "--adapter_path", "lit_model_adapter_finetuned.pth"),
+        ("adapter_v2", "--adapter_v2_path", "lit_model_adapter_v2_finetuned.pth"),
+    ],
+)
+def test_every_method_from_training_to_answers(
+    method: str, flag: str, file: str, checkpoint: Path, data: Path, own_tasks: Path, tmp_path: Path, capsys
+) -> None:
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", tmp_path, *FLAGS, "--max_steps", 30]
+    more = [] if method == "full" else ["--adapter_start_layer", 0]
+    assert command(f"finetune {method}", *flags, *more) == 0
+    printed = capsys.readouterr().out
+    assert f"python generate/{method}.py --checkpoint_dir {checkpoint} {flag} {tmp_path / file}" in printed
+    told = json.loads((tmp_path / "run.json").read_text())["result"]
+    assert told["val_loss"] < 0.99 * told["first_val_loss"]
+    use = ["--checkpoint_dir", checkpoint, "--precision", "32-true", flag, tmp_path / file]
+    answer = ["--prompt", "Say word 3.", "--temperature", 0, "--max_new_tokens", 8]
+    assert command(f"generate {method}", *use, *answer) == 0
+    tuned = capsys.readouterr().out
+    model = load_gpt(checkpoint, torch.float32, finetuned=tmp_path)
+    assert any("adapter" in name for name in model.state_dict()) == (method != "full")
+    assert command("generate base", *use[:4], *answer) == 0
+    assert capsys.readouterr().out != tuned
+    task = ["--eval_tasks", "[own_choice]", "--include_path", own_tasks, "--limit", 2]
+    assert command("evaluate", *use, *task) == 0
+    assert command("evaluate", *use, *task, "--lora_path", tmp_path) == 2
+    assert "a model is finetuned by one of them" in capsys.readouterr().err
+
+
 def test_generate_prints_text_on_stdout_and_the_rest_on_stderr(finished: Path, checkpoint: Path, capsys) -> None:
     flags = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--max_new_tokens", 5, "--num_samples", 2]
     assert command("generate base", *flags, "--prompt", "The old cat") == 0

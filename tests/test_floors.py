@@ -14,12 +14,13 @@ FLOORS = [
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
+    {"peft_files"},
     {"checkpoint", "convert", "data", "decode"},
-    {"memory", "parts", "train", "runlog", "record", "stopping"},
+    {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "finetune", "merge", "harness", "evaluate"},
+    {"generate", "finetune", "merge", "export", "harness", "evaluate"},
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "scripts", "eval"]

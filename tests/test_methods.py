@@ -1,12 +1,18 @@
 """Methods: attaching changes nothing, the numbers are those of the reference, the base stays untouched."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.methods import LoRA, describe, restore, trainable_state
+from lit_gpt.attention import Pack
+from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA, describe, restore, trainable_state
+from lit_gpt.methods.adapter_v2 import ScaledLinear
 from lit_gpt.methods.lora import LoRALinear
+from lit_gpt.optim import build
 from lit_gpt.settings import UserError
 
 PEFT_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "gate": "gate_proj", "up": "up_proj"}
@@ -38,10 +44,8 @@ def randomise(model: GPT) -> None:
             torch.nn.init.normal_(parameter, std=0.2)
 
 
-@pytest.mark.parametrize("groups", [4, 2, 1])
-def test_lora_equals_peft(groups: int) -> None:
-    """Logits, loss and the gradients of A and B equal PEFT's, for multi-head, grouped and multi-query attention."""
-    import peft
+def with_transformers(groups: int) -> tuple[torch.nn.Module, GPT]:
+    """A random Llama of `transformers`, and ours with its weights."""
     import transformers
 
     from lit_gpt.families import llama
@@ -65,10 +69,25 @@ def test_lora_equals_peft(groups: int) -> None:
             template = ".".join([parts[0], "{}", *parts[2:]]) if layer else name
             (hf_name,) = [theirs_ for theirs_, ours_ in llama.WEIGHTS.items() if ours_ == template]
             theirs.get_parameter(hf_name.format(layer)).copy_(parameter)
-    method = LoRA(lora_r=3, lora_alpha=7, lora_dropout=0.0, **ALL)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("variant", ["plain", "rslora", "dora"])
+def test_lora_equals_peft(groups: int, variant: str) -> None:
+    """Logits, loss and gradients equal PEFT's, for multi-head, grouped and multi-query attention."""
+    import peft
+
+    theirs, ours = with_transformers(groups)
+    method = LoRA(
+        lora_r=3, lora_alpha=7, lora_dropout=0.0, **{f"lora_{variant}": True} if variant != "plain" else {}, **ALL
+    )
     method.attach(ours)
     randomise(ours)
-    peft_config = peft.LoraConfig(r=3, lora_alpha=7, lora_dropout=0.0, target_modules=list(PEFT_NAMES.values()))
+    options = {"use_rslora": variant == "rslora", "use_dora": variant == "dora"}
+    peft_config = peft.LoraConfig(
+        r=3, lora_alpha=7, lora_dropout=0.0, target_modules=list(PEFT_NAMES.values()), **options
+    )
     theirs = peft.get_peft_model(theirs, peft_config)
     pairs = []
     for name, module in ours.named_modules():
@@ -84,7 +103,12 @@ def test_lora_equals_peft(groups: int) -> None:
                 reference[0].copy_(module.lora_A)
                 reference[1].copy_(module.lora_B)
             pairs += [(module.lora_A, reference[0]), (module.lora_B, reference[1])]
-    assert len(pairs) == 2 * (2 * 7 + 1)
+            if variant == "dora":
+                magnitude = match.lora_magnitude_vector["default"].weight
+                with torch.no_grad():
+                    magnitude.copy_(module.lora_magnitude.mul_(1.3))
+                pairs.append((module.lora_magnitude, magnitude))
+    assert len(pairs) == (3 if variant == "dora" else 2) * (2 * 7 + 1)
     idx, labels = torch.randint(0, 61, (3, 11)), torch.randint(0, 61, (3, 11))
     logits, expected = ours(idx), theirs(idx).logits
     assert relative(logits, expected) <= 1e-5
@@ -95,15 +119,164 @@ def test_lora_equals_peft(groups: int) -> None:
     assert all(relative(mine.grad, reference.grad) <= 1e-5 for mine, reference in pairs)
 
 
+@pytest.mark.parametrize("groups", [4, 2])
+def test_adapter_equals_peft(groups: int) -> None:
+    """PEFT has one gate for all heads of a layer, ours one for each: with equal gates they are the same."""
+    import peft
+
+    theirs, ours = with_transformers(groups)
+    Adapter(adapter_prompt_length=5, adapter_start_layer=1).attach(ours)
+    config = peft.AdaptionPromptConfig(adapter_len=5, adapter_layers=1, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(theirs, config)
+    (reference,) = [m for m in theirs.modules() if hasattr(m, "adaption_prompt")]
+    mine = ours.blocks[1].attn
+    with torch.no_grad():
+        reference.adaption_prompt.copy_(mine.adapter_prompt)
+        reference.adaption_gate.fill_(0.7)
+        mine.adapter_gate.fill_(0.7)
+    idx, labels = torch.randint(0, 61, (3, 11)), torch.randint(0, 61, (3, 11))
+    logits, expected = ours(idx), theirs(idx).logits
+    assert relative(logits, expected) <= 1e-5
+    for x in (logits, expected):
+        F.cross_entropy(x.reshape(-1, 61), labels.reshape(-1)).backward()
+    assert relative(mine.adapter_prompt.grad, reference.adaption_prompt.grad) <= 1e-5
+    assert relative(mine.adapter_gate.grad.sum(), reference.adaption_gate.grad.sum()) <= 1e-5
+
+
+def test_adapter_v2_is_its_equation() -> None:
+    """Every linear layer is scale * (W x + b + bias); norms and adapters are trained, the rest is not."""
+    torch.manual_seed(0)
+    for base in (torch.nn.Linear(5, 7), torch.nn.Linear(5, 7, bias=False)):
+        layer, x = ScaledLinear(base), torch.randn(4, 5)
+        with torch.no_grad():
+            layer.adapter_scale.normal_()
+            layer.adapter_bias.normal_()
+        bias = 0 if base.bias is None else base.bias
+        expected = layer.adapter_scale * (x @ base.weight.T + bias + layer.adapter_bias)
+        assert relative(layer(x), expected) <= 1e-6
+    model = tiny()
+    AdapterV2(adapter_start_layer=1).attach(model)
+    names = set(trainable_state(model))
+    assert len([n for n in names if n.endswith(("adapter_scale", "adapter_bias"))]) == 2 * (2 * 7 + 1)
+    assert {n for n in names if "adapter_scale" not in n and "adapter_bias" not in n} == {
+        *("blocks.1.attn.adapter_prompt", "blocks.1.attn.adapter_gate", "norm.weight"),
+        *(f"blocks.{layer}.norm_{i}.weight" for layer in (0, 1) for i in (1, 2)),
+    }
+
+
+EVERY = [
+    LoRA(**ALL),
+    LoRA(lora_dora=True, **ALL),
+    Adapter(adapter_start_layer=1),
+    AdapterV2(adapter_start_layer=0),
+    Full(),
+]
+
+
+@pytest.mark.parametrize("method", EVERY, ids=lambda m: f"{m.name}{' dora' * getattr(m, 'lora_dora', False)}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attaching_changes_nothing_and_training_learns(method: Any, dtype: torch.dtype) -> None:
+    """Packed and recomputed, with float32 values of all that is trained."""
+    model, idx = tiny(groups=2).to(dtype), torch.randint(0, 61, (1, 24))
+    before = model(idx)
+    method.attach(model)
+    assert torch.equal(model(idx), before)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    optimizer = build(model, method, "adamw", 0.02, 0.0, fused=True)
+    assert all(p.dtype == torch.float32 for group in optimizer.param_groups for p in group["params"])
+    pack, places, losses = Pack([14, 10], [None, None], torch.device("cpu")), torch.arange(23), []
+    for _ in range(8):
+        loss = model.loss_sum(idx, pack, places, idx[0, 1:], recompute=True)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.99 * losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+
+
+def test_lora_plus_lets_b_learn_faster() -> None:
+    model, method = tiny(), LoRA(lora_plus_ratio=16.0)
+    method.attach(model)
+    optimizer = build(model, method, "adamw", 1e-3, 0.0, fused=False)
+    scales = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert scales[id(parameter)] == (16.0 if name.endswith("lora_B") else 1.0)
+
+
+def test_16_bit_weights_are_trained_in_float32() -> None:
+    """Fully finetuned in bfloat16: gradients add up in float32, updates far below a weight's precision are not lost."""
+    model = tiny().to(torch.bfloat16)
+    Full().attach(model)
+    names = [name for name, _ in model.named_parameters()]
+    reference = {name: p.detach().float().requires_grad_() for name, p in model.named_parameters()}
+    plain = torch.optim.AdamW(list(reference.values()), lr=1e-5, weight_decay=0.0)
+    optimizer = build(model, Full(), "adamw", 1e-5, 0.0, fused=False)
+    for step in range(30):
+        for part in range(2):
+            torch.manual_seed(100 * step + part)
+            for name, parameter in model.named_parameters():
+                gradient = torch.randn_like(parameter)
+                (parameter * gradient).sum().backward()
+                wide = gradient.float()
+                reference[name].grad = wide if reference[name].grad is None else reference[name].grad + wide
+        for one in (optimizer, plain):
+            one.step()
+            one.zero_grad()
+    for name in names:
+        assert torch.equal(model.get_parameter(name), reference[name].to(torch.bfloat16)), name
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = build(model, Full(), "adamw", 1e-5, 0.0, fused=False)
+    again.load_state_dict(saved)
+    masters = [p for group in again.param_groups for p in group["params"]]
+    assert all(torch.equal(a, b) for a, b in zip(masters, reference.values(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["adamw-8bit", "paged-adamw-8bit"])
+def test_8_bit_optimizers_learn_and_are_saved(kind: str) -> None:
+    torch.manual_seed(0)
+    model = tiny().to(torch.bfloat16)
+    Full().attach(model)
+    optimizer, idx, losses = build(model, Full(), kind, 0.01, 0.0, fused=False), torch.randint(0, 61, (2, 24)), []
+    for _ in range(6):
+        loss = F.cross_entropy(model(idx)[:, :-1].reshape(-1, 61).float(), idx[:, 1:].reshape(-1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_noise_on_the_embeddings() -> None:
+    """NEFTune: uniform in plus and minus alpha / sqrt(L C), with the length of a token's own sample; training only."""
+    model, idx = tiny(), torch.zeros(1, 1000, dtype=torch.int64)
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pack = Pack([100, 900], [None, None], torch.device("cpu"))
+    model.noise = 5.0
+    for training in (False, True):
+        model.train(training).hidden(idx, pack.positions_1T, pack.attend, lengths_BT=pack.lengths_1T)
+    plain, noisy = seen
+    assert torch.equal(plain, model.wte(idx))
+    noise = (noisy - plain)[0].detach()
+    for length, part in ((100, noise[:100]), (900, noise[100:])):
+        most = 5.0 / (length * 32) ** 0.5
+        assert 0.99 * most < part.abs().max() <= most * 1.001
+        assert part.mean().abs() < 0.05 * most
+        assert part.std() == pytest.approx(most / 3**0.5, rel=0.05)
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"qkv_bias": True, "mlp_bias": True}])
-def test_attach_changes_nothing_and_merge_restores_a_plain_model(changes: dict) -> None:
+def test_attach_changes_nothing_and_merge_restores_a_plain_model(changes: dict, dora: bool) -> None:
     model, idx = tiny(groups=2, **changes).eval(), torch.randint(0, 61, (2, 9))
     names, before = set(model.state_dict()), model(idx)
-    method = LoRA(**ALL)
+    method = LoRA(**ALL, lora_dora=dora)
     method.attach(model)
     assert torch.equal(model(idx), before)
     randomise(model)

@@ -24,6 +24,7 @@ import lit_gpt.run
 from lit_gpt import Config, load_gpt
 from lit_gpt.checkpoint import read_finetuned
 from lit_gpt.files import read_json, sealed, write_json
+from lit_gpt.methods import METHODS
 from lit_gpt.resume import damage, steps_saved
 from lit_gpt.run import Run
 from lit_gpt.runlog import RunLog
@@ -32,7 +33,6 @@ from lit_gpt.stopping import Deadline, Pace
 
 FLAGS = ["--precision", "32-true", "--batch_size", 8, "--micro_batch_size", 2, "--learning_rate", 0.02]
 FLAGS += ["--max_steps", 60, "--save_interval", 3, "--eval_interval", 10, "--log_interval", 1, "--eval_iters", 2]
-FLAGS += ["--lora_dropout", 0.2]
 FILE = "lit_model_lora_finetuned.pth"
 KILLS = int(os.environ.get("KILLS", "25"))
 FLIPS = int(os.environ.get("FLIPS", "30"))
@@ -62,7 +62,7 @@ def whole(forks: Forks, flags: list, tmp_path_factory: pytest.TempPathFactory) -
 
 def assert_same_run(out: Path, whole: Path) -> None:
     """Same weights to the bit, and the same rows but for what clocks and memory say."""
-    a, b = read_finetuned(out / FILE)["weights"], read_finetuned(whole / FILE)["weights"]
+    a, b = read_finetuned(out)["weights"], read_finetuned(whole)["weights"]
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert a.keys() == b.keys()
     clocks = ("tokens_per_second", "seconds", "memory_gb")
@@ -77,10 +77,10 @@ def assert_same_run(out: Path, whole: Path) -> None:
     assert not [p.name for p in out.iterdir() if p.name.endswith(".tmp")]
 
 
-def job(flags: list, out: Path, *more: object) -> tuple[str, list, Path]:
+def job(flags: list, out: Path, *more: object, method: str = "lora") -> tuple[str, list, Path]:
     """What `Forks` is to start: the run in the folder `out`, and where its output goes."""
     out.mkdir(exist_ok=True)
-    return "finetune lora", [*flags, "--out_dir", out, *more], out / "log"
+    return f"finetune {method}", [*flags, "--out_dir", out, *more], out / "log"
 
 
 def last_line(out: Path) -> str:
@@ -132,6 +132,13 @@ VARIANTS = {
     "recomputed": ["--low_memory", "true"],
     "all layers": ["--lora_head", "true", "--lora_mlp", "true", "--lora_key", "true", "--lora_projection", "true"],
     "epochs": ["--epochs", 3, "--batch_size", 10],  # an odd end of every epoch
+    "dropout": ["--lora_dropout", 0.5],
+    "dora": ["--lora_dora", "true", "--lora_plus_ratio", 16, "--neftune_alpha", 5],
+    "full": ["--learning_rate", 0.001],
+    "full bf16": ["--learning_rate", 0.001, "--precision", "bf16-true"],
+    "full 8-bit": ["--learning_rate", 0.001, "--optimizer", "paged-adamw-8bit"],
+    "adapter": ["--adapter_start_layer", 0],
+    "adapter_v2": ["--adapter_start_layer", 1, "--precision", "bf16-true", "--quantize", "bnb.nf4"],
 }
 
 
@@ -139,11 +146,12 @@ VARIANTS = {
 def test_every_kind_of_run_goes_on_exactly(variant: str, forks: Forks, flags: list, tmp_path: Path) -> None:
     """Killed in the middle of writing its third checkpoint."""
     whole, out = tmp_path / "whole", tmp_path / "out"
+    method = variant.split()[0] if variant.split()[0] in METHODS else "lora"
     short = [*flags, "--max_steps", 12, *VARIANTS[variant]]
-    assert forks.run(*job(short, whole)) == 0, last_line(whole)
-    assert forks.run(*job(short, out), bomb=3, place=out / ".step-000009") == -9
+    assert forks.run(*job(short, whole, method=method)) == 0, last_line(whole)
+    assert forks.run(*job(short, out, method=method), bomb=3, place=out / ".step-000009") == -9
     assert [path.name for path in steps_saved(out)] == ["step-000003", "step-000006"]
-    assert forks.run(*job(short, out)) == 0, last_line(out)
+    assert forks.run(*job(short, out, method=method)) == 0, last_line(out)
     assert_same_run(out, whole)
 
 

@@ -119,8 +119,8 @@ def pack(groups: list[tuple[int, list[Sample]]], multiple: int = ROUND) -> Batch
             for j in np.flatnonzero(on[1:]).tolist():
                 counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
             tokens += len(ids)
-    if width % multiple:
-        lay(np.zeros(multiple - width % multiple, dtype=np.int64), None)
+    while width % multiple:  # in short pieces: learned positions do not go far
+        lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64), None)
     targets = [(place, label, count) for (place, label), count in counts.items()]
     targets += [(0, 0, 0)] * (-len(targets) % ROUND if targets else ROUND)
     places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()

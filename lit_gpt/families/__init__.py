@@ -4,8 +4,8 @@ A family file is a translation table, without torch:
 
 - `MODEL_TYPES`: the `model_type` values of `config.json` that it reads.
 - `fields(hf)`: the dict of a `config.json` -> the fields of `lit_gpt.config.Config`.
-- `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer.
-  A tuple of names says that the tensor is fused: `split_grouped` takes it apart, `join_grouped` puts it together again.
+- `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer, `[]` for
+  the expert. A `Stored` instead of a name says that the tensor is kept in another way: fused, turned or interleaved.
   Where exports of different years or sizes name a tensor differently, all its names lead to the same target.
 - `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
 
@@ -14,10 +14,15 @@ Names, sizes and licences of well-known checkpoints are in `catalogue.py`.
 
 import importlib
 import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lit_gpt.config import Config
 
 NOT_FAMILIES = {"catalogue"}
 
@@ -95,6 +100,84 @@ def rope_fields(hf: dict[str, Any], percentage: float | None = None) -> dict[str
         "rope_percentage": float(share or 1),
         "rope_scaling": scaling,
     }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Parameters of ours that a checkpoint keeps in one tensor, or otherwise than we do."""
+
+    names: tuple[str, ...]
+    how: Literal["rows", "grouped", "turned", "interleaved"]
+    """One below the other; group by group (`split_grouped`); the same turned by 90 degrees (GPT-2); pairs of rotated
+    channels side by side instead of half a head apart (GPT-J)."""
+
+    def take_apart(self, tensor: Any, sizes: list[int], config: "Config") -> tuple[Any, ...]:
+        """The parameters in a checkpoint's tensor; `sizes` are their numbers of rows."""
+        if self.how == "grouped":
+            return split_grouped(tensor, config.n_head, config.n_query_groups)
+        if self.how == "interleaved":
+            return (_regroup(tensor, config, lambda x: x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)),)
+        return (tensor.T if self.how == "turned" and tensor.ndim == 2 else tensor).split(sizes)
+
+    def put_together(self, parts: list[Any], config: "Config") -> Any:
+        """The inverse of `take_apart`."""
+        if self.how == "grouped":
+            return join_grouped(*parts, config.n_head, config.n_query_groups)
+        if self.how == "interleaved":
+            return _regroup(parts[0], config, lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2))
+        joined = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
+        start = 0
+        for part in parts:
+            joined[start : start + len(part)] = part
+            start += len(part)
+        return joined.T if self.how == "turned" and joined.ndim == 2 else joined
+
+    @property
+    def plain(self) -> bool:
+        """Whether the tensor is the parameter as it is."""
+        return len(self.names) == 1 and self.how == "rows"
+
+    def joined(self, parts: list[Any], config: "Config") -> Any:
+        """As `put_together`, of matrices that have rows like the parameters but other columns: never turned."""
+        return replace(self, how="rows" if self.how == "turned" else self.how).put_together(parts, config)
+
+    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape of the checkpoint's tensor, given those of the parameters."""
+        joined = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return joined[::-1] if self.how == "turned" else joined
+
+
+def stored(value: "str | Stored") -> Stored:
+    """What stands in `WEIGHTS`, a plain name too, as a `Stored`."""
+    return Stored((value,), "rows") if isinstance(value, str) else value
+
+
+def grouped(*names: str) -> Stored:
+    """See `Stored`."""
+    return Stored(names, "grouped")
+
+
+def rows(*names: str) -> Stored:
+    """See `Stored`."""
+    return Stored(names, "rows")
+
+
+def turned(*names: str) -> Stored:
+    """See `Stored`."""
+    return Stored(names, "turned")
+
+
+def interleaved(name: str) -> Stored:
+    """See `Stored`."""
+    return Stored((name,), "interleaved")
+
+
+def _regroup(tensor: Any, config: "Config", change: Callable[[Any], Any]) -> Any:
+    """Changes the order of the rotated channels in every head of a projection."""
+    rotated = int(config.head_size * config.rope_percentage)
+    heads = tensor.clone().unflatten(0, (-1, config.head_size))
+    heads[:, :rotated] = change(heads[:, :rotated])
+    return heads.flatten(0, 1)
 
 
 def split_grouped(fused: Any, n_head: int, n_query_groups: int) -> tuple[Any, Any, Any]:

@@ -7,7 +7,7 @@ checkpoint (`model_type` RefinedWebModel for 7B and RefinedWeb for 40B, with key
 
 from typing import Any
 
-from lit_gpt.families import activation, rope_fields
+from lit_gpt.families import activation, grouped, rope_fields
 from lit_gpt.settings import UserError
 
 MODEL_TYPES = ("falcon", "RefinedWeb", "RefinedWebModel")
@@ -32,8 +32,8 @@ WEIGHTS = {
         for kind in _KINDS
     },
     **{
-        f"transformer.h.{{}}.self_attention.query_key_value.{kind}": tuple(
-            f"blocks.{{}}.attn.{part}.{kind}" for part in ("q", "k", "v")
+        f"transformer.h.{{}}.self_attention.query_key_value.{kind}": grouped(
+            *(f"blocks.{{}}.attn.{part}.{kind}" for part in ("q", "k", "v"))
         )
         for kind in _KINDS
     },

@@ -5,7 +5,7 @@ Sources: arXiv 2204.06745, arXiv 2304.01373; weight names as in `transformers`' 
 
 from typing import Any
 
-from lit_gpt.families import activation, rope_fields
+from lit_gpt.families import activation, grouped, rope_fields
 
 MODEL_TYPES = ("gpt_neox",)
 
@@ -28,8 +28,8 @@ WEIGHTS = {
         for kind in _KINDS
     },
     **{
-        f"gpt_neox.layers.{{}}.attention.query_key_value.{kind}": tuple(
-            f"blocks.{{}}.attn.{part}.{kind}" for part in ("q", "k", "v")
+        f"gpt_neox.layers.{{}}.attention.query_key_value.{kind}": grouped(
+            *(f"blocks.{{}}.attn.{part}.{kind}" for part in ("q", "k", "v"))
         )
         for kind in _KINDS
     },

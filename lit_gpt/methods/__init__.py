@@ -22,12 +22,17 @@ class Method(Protocol):
 
     name: ClassVar[str]
     """Its name in files: `lit_model_<name>_finetuned.pth`."""
+    targets: tuple[str, ...]
+    """Ends of the names of the linear layers whose inputs the backward pass needs."""
+
+    def rate(self, name: str) -> float:
+        """Learning rate of a trained parameter, as a multiple of the run's."""
 
     def attach(self, model: "GPT") -> None:
         """Prepares the model for training with this method; its outputs stay exactly the same."""
 
     def merge(self, model: "GPT") -> None:
-        """Folds what was trained into the base's weights: a plain GPT again, with the same outputs up to rounding."""
+        """Folds what was trained into the base's weights, as far as that is possible; outputs stay up to rounding."""
 
 
 @dataclass
@@ -53,13 +58,30 @@ class LoRA:
     """Adapt every linear layer of the MLPs."""
     lora_head: bool = False
     """Adapt the output head."""
+    lora_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_r) instead, for high ranks (arXiv 2312.03732)."""
+    lora_dora: bool = False
+    """Train the length of every row of a weight on its own (DoRA, arXiv 2402.09353)."""
+    lora_plus_ratio: float = 1.0
+    """Learning rate of B, as a multiple of A's (LoRA+, arXiv 2402.12354: 16)."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "lora_r", "lora_alpha")
+        if not self.lora_plus_ratio > 0:
+            raise UserError(f"--lora_plus_ratio: must be positive, got {self.lora_plus_ratio}")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout: must be in [0, 1), got {self.lora_dropout}")
         if not self.targets:
             raise UserError("LoRA adapts nothing: set at least one of --lora_query, --lora_value, ... to true")
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.lora_alpha / (self.lora_r**0.5 if self.lora_rslora else self.lora_r)
+
+    def rate(self, name: str) -> float:
+        """See `Method`."""
+        return self.lora_plus_ratio if name.endswith("lora_B") else 1.0
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -89,7 +111,83 @@ class LoRA:
         merge(model)
 
 
-METHODS: dict[str, type] = {method.name: method for method in (LoRA,)}
+LINEAR = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+"""Ends of the names of a block's linear layers."""
+
+
+@dataclass
+class Full:
+    """All weights are trained."""
+
+    name: ClassVar[str] = "full"
+    targets: ClassVar[tuple[str, ...]] = LINEAR
+
+    def rate(self, name: str) -> float:
+        """See `Method`."""
+        return 1.0
+
+    def attach(self, model: "GPT") -> None:
+        """See `Method`."""
+        model.requires_grad_(True)
+
+    def merge(self, model: "GPT") -> None:
+        """See `Method`: the weights are the base's own."""
+
+
+@dataclass
+class Adapter:
+    """LLaMA-Adapter, arXiv 2303.16199: trained tokens that the upper layers see, through gates that start at zero."""
+
+    name: ClassVar[str] = "adapter"
+    targets: ClassVar[tuple[str, ...]] = ()
+    adapter_prompt_length: int = 10
+    """Trained tokens of every layer."""
+    adapter_start_layer: int = 2
+    """First layer that has some."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "adapter_prompt_length")
+        at_least(0, self, "adapter_start_layer")
+
+    def rate(self, name: str) -> float:
+        """See `Method`."""
+        return 1.0
+
+    def attach(self, model: "GPT") -> None:
+        """See `Method`."""
+        from lit_gpt.methods.adapter import attach
+
+        attach(model, self)
+
+    def merge(self, model: "GPT") -> None:
+        """See `Method`: what depends on the queries cannot be folded into weights."""
+
+
+@dataclass
+class AdapterV2(Adapter):
+    """LLaMA-Adapter V2, arXiv 2304.15010: besides, a scale and a bias for every output of a linear layer, and norms."""
+
+    name: ClassVar[str] = "adapter_v2"
+    targets: ClassVar[tuple[str, ...]] = LINEAR
+
+    def attach(self, model: "GPT") -> None:
+        """See `Method`."""
+        from lit_gpt.methods.adapter_v2 import attach
+
+        attach(model, self)
+
+
+METHODS: dict[str, type] = {method.name: method for method in (LoRA, Full, Adapter, AdapterV2)}
+
+
+def file_of(name: str) -> str:
+    """The name of the file that a run of a method ends with."""
+    return "lit_model_finetuned.pth" if name == Full.name else f"lit_model_{name}_finetuned.pth"
+
+
+def path_flag(name: str) -> str:
+    """The flag that takes that file."""
+    return "finetuned_path" if name == Full.name else f"{name}_path"
 
 
 def describe(method: Method) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""What we write is what others read: the same bits, the same logits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import command
+from safetensors.torch import load_file, save_file
+from test_families import VARIANTS, error
+
+from lit_gpt import Config, load_gpt
+from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned
+from lit_gpt.files import write_json
+from lit_gpt.methods import LoRA
+from lit_gpt.settings import UserError
+
+ALL = {f"lora_{part}": True for part in ("query", "key", "value", "projection", "mlp", "head")}
+
+
+def hf_checkpoint(variant: str, folder: Path) -> torch.nn.Module:
+    """A random model of `transformers` in a folder, converted; norms and biases are random, too."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**VARIANTS[variant]))
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1 and "bias" not in name), std=0.2)
+    model.save_pretrained(folder)
+    assert command("convert", "--checkpoint_dir", folder) == 0
+    return model.eval()
+
+
+def trained(folder: Path, method: LoRA, path: Path) -> None:
+    """A finetuned file with random values, as a run on the model in `folder` would write it."""
+    model = load_gpt(folder, torch.float32)
+    method.attach(model)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+        if "magnitude" in name:
+            parameter.data.mul_(1.2)
+    save_finetuned(path, model, method, {"prompt_style": "alpaca", "base": base_identity(folder), "quantize": None})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_there_and_back_is_the_same_to_the_bit(variant: str, tmp_path: Path) -> None:
+    """Names, bits and description of the files of `transformers`, for every family; in several files, too."""
+    theirs = hf_checkpoint(variant, tmp_path / "model")
+    out = tmp_path / "out"
+    assert command("export", "--checkpoint_dir", tmp_path / "model", "--output_dir", out) == 0
+    before, after = load_file(tmp_path / "model" / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((out / "config.json").read_text()) == json.loads((tmp_path / "model" / "config.json").read_text())
+    again = transformers.AutoModelForCausalLM.from_pretrained(out)
+    idx = torch.randint(theirs.config.vocab_size, (2, 7))
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(idx).logits, theirs(idx).logits)
+
+
+@pytest.mark.parametrize("method", [LoRA(**ALL), LoRA(**ALL, lora_dora=True)], ids=["lora", "dora"])
+@pytest.mark.parametrize("variant", ["llama: tied", "gpt_neox: parallel", "falcon: 40B"])
+def test_merged_into_files_of_transformers(variant: str, method: LoRA, tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "out"
+    hf_checkpoint(variant, folder)
+    trained(folder, method, tmp_path / "lit_model_lora_finetuned.pth")
+    flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--shard_gb", 2e-5]
+    assert command("export", *flags) == 0
+    assert len(list(out.glob("model-*.safetensors"))) > 2
+    ours = load_gpt(folder, torch.float32, finetuned=tmp_path)
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    idx = torch.randint(ours.config.padded_vocab_size, (2, 7))
+    with torch.inference_mode():
+        assert error(model.eval()(idx).logits, ours(idx)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("llama: grouped queries, other rope base", ALL),
+        ("llama: biases", {**ALL, "lora_rslora": True}),
+        ("llama: multi-head", {**ALL, "lora_dora": True}),
+        ("gpt_neox: parallel", ALL),
+        ("gpt_neox: parallel", {"lora_r": 3}),
+        ("falcon: 40B", {"lora_key": True, "lora_projection": True}),
+    ],
+)
+def test_peft_opens_what_was_trained(variant: str, changes: dict, tmp_path: Path) -> None:
+    import peft
+
+    folder, out = tmp_path / "model", tmp_path / "out"
+    hf_checkpoint(variant, folder)
+    trained(folder, LoRA(**changes), tmp_path / "lit_model_lora_finetuned.pth")
+    flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--format", "peft"]
+    assert command("export", *flags) == 0
+    ours = load_gpt(folder, torch.float32, finetuned=tmp_path)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model = peft.PeftModel.from_pretrained(base, out)
+    idx = torch.randint(ours.config.padded_vocab_size, (2, 7))
+    with torch.inference_mode():
+        expected = ours(idx)
+        assert error(model.eval()(idx).logits, expected) <= 1e-5
+        assert error(load_gpt(folder, torch.float32)(idx), expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("llama: grouped queries, other rope base", {"target_modules": "all-linear"}),
+        ("llama: biases", {"target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2}, "lora_alpha": 7}),
+        ("llama: multi-head", {"target_modules": ["v_proj"], "use_rslora": True, "layers_to_transform": [1]}),
+        ("llama: multi-head", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "use_dora": True}),
+        ("gpt_neox: parallel", {"target_modules": ["query_key_value", "dense"]}),
+        ("gpt_neox: parallel", {"target_modules": ["query_key_value"], "use_dora": True}),
+        ("falcon: 40B", {"target_modules": ["query_key_value"], "alpha_pattern": {"query_key_value": 3}}),
+    ],
+)
+def test_adapters_of_peft_are_read(variant: str, settings: dict, tmp_path: Path, data: Path, capsys) -> None:
+    import peft
+
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    base = hf_checkpoint(variant, folder)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
+    theirs = peft.get_peft_model(base, config).eval()
+    theirs.save_pretrained(adapter)
+    idx = torch.randint(base.config.vocab_size, (2, 7))
+    with torch.inference_mode():
+        expected = theirs(idx).logits
+        for merge in (False, True):
+            assert error(load_gpt(folder, torch.float32, finetuned=adapter, merge=merge)(idx), expected) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type IA3 is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
+        ({"bias": "all"}, "bias all is not supported"),
+    ],
+)
+def test_adapters_of_peft_that_are_refused(change: dict, message: str, checkpoint: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", **change})
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=message):
+        read_finetuned(tmp_path, checkpoint)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="is damaged"):
+        read_finetuned(tmp_path, checkpoint)
+
+
+def test_training_goes_on_from_what_was_trained_before(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--precision", "32-true", "--batch_size", 8]
+    flags += ["--learning_rate", 0.05, "--max_steps", 8, "--lora_head", "true"]
+    assert command("finetune lora", *flags, "--out_dir", tmp_path / "a") == 0
+    assert command("finetune lora", *flags, "--out_dir", tmp_path / "b", "--init_from", tmp_path / "a") == 0
+    first, second = (json.loads((tmp_path / x / "run.json").read_text())["result"] for x in "ab")
+    assert second["first_val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)
+    assert second["val_loss"] < first["val_loss"]
+    other = ["--out_dir", tmp_path / "c", "--init_from", tmp_path / "a", "--lora_alpha", 3]
+    assert command("finetune lora", *flags, *other) == 2
+    assert "lora_alpha is 16 there, but 3 here" in capsys.readouterr().err
+
+
+def test_gguf_and_ollama(tmp_path: Path, capsys) -> None:
+    folder, out = tmp_path / "model", tmp_path / "out"
+    hf_checkpoint("llama: multi-head", folder)
+    trained(folder, LoRA(), tmp_path / "lit_model_lora_finetuned.pth")
+    flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--format", "gguf"]
+    assert command("export", *flags) == 0
+    assert f"with it: convert_hf_to_gguf.py {out} --outfile {out}/model.gguf" in capsys.readouterr().err
+    modelfile = (out / "Modelfile").read_text()
+    assert modelfile.startswith('FROM ./model.gguf\nTEMPLATE """Below is an instruction')
+    assert "### Instruction:\n{{ .Prompt }}\n" in modelfile
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "peft"], "--format peft writes what was trained; give it with --lora_path"),
+        (["--shard_gb", 0], "--shard_gb: must be positive"),
+        (["--lora_path", "no/such"], "no file no/such"),
+    ],
+)
+def test_bad_input(flags: list, message: str, checkpoint: Path, tmp_path: Path, capsys) -> None:
+    assert command("export", "--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert command("export", "--checkpoint_dir", checkpoint, "--output_dir", checkpoint) == 2
+    assert "is the model itself" in capsys.readouterr().err
+
+
+def test_the_config_knows_its_own_names(tmp_path: Path) -> None:
+    hf_checkpoint("gpt_neox: parallel", tmp_path)
+    told = json.loads((tmp_path / "lit_config.json").read_text())
+    assert "gpt_neox.embed_in.weight" in told["stored_as"]
+    assert Config.from_checkpoint(tmp_path).family == "gpt_neox"
