@@ -49,7 +49,8 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
         UserError: positions by ALiBi (falcon-rw), or a residual stream after the norm.
     """
     if hf.get("alibi"):
-        raise UserError("alibi is not supported: this model has rotary positions only")
+        # 16 bits each, and scaled together with the scores: not what other models with ALiBi do
+        raise UserError("alibi is not supported: Falcon's biases are not those of other models")
     if hf.get("apply_residual_connection_post_layernorm"):
         raise UserError("apply_residual_connection_post_layernorm is not supported")
     bias = bool(hf.get("bias", False))

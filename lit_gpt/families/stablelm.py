@@ -1,0 +1,50 @@
+"""StableLM 3B 4E1T, StableLM 2 1.6B and StableLM Zephyr: Llama with LayerNorm and partly rotated heads.
+
+Reads the `config.json` of `transformers`' StableLmForCausalLM and that of the first releases, whose code came with the
+checkpoint (`model_type` stablelm_epoch). Sources: the report on StableLM 3B 4E1T (2023), arXiv 2402.17834.
+"""
+
+from typing import Any
+
+from lit_gpt.families import activation, llama, rope_fields
+from lit_gpt.settings import UserError
+
+MODEL_TYPES = ("stablelm", "stablelm_epoch")
+
+WEIGHTS = {
+    **llama.WEIGHTS,
+    "model.norm.bias": "norm.bias",
+    "model.layers.{}.input_layernorm.bias": "blocks.{}.norm_1.bias",
+    "model.layers.{}.post_attention_layernorm.bias": "blocks.{}.norm_2.bias",
+}
+
+IGNORED = llama.IGNORED
+
+
+def fields(hf: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a StableLM checkpoint -> fields of `Config`.
+
+    Raises:
+        UserError: queries and keys have norms, another one for every head (StableLM 2 12B).
+    """
+    if hf.get("qk_layernorm"):
+        raise UserError("qk_layernorm is not supported: every head has a norm of its own")
+    parallel = bool(hf.get("use_parallel_residual", False))
+    return {
+        "block_size": hf.get("max_position_embeddings") or 4096,
+        "padded_vocab_size": hf["vocab_size"],
+        "n_layer": hf["num_hidden_layers"],
+        "n_head": hf["num_attention_heads"],
+        "n_embd": hf["hidden_size"],
+        "intermediate_size": hf["intermediate_size"],
+        "n_query_groups": hf.get("num_key_value_heads"),
+        "norm": "layer",
+        "norm_eps": hf.get("layer_norm_eps") or hf.get("norm_eps") or 1e-5,
+        "mlp": "gated",
+        "activation": activation(hf, "hidden_act", "silu"),
+        "parallel_residual": parallel,
+        "shared_norm": parallel,
+        "qkv_bias": bool(hf.get("use_qkv_bias", False)),
+        "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
+        **rope_fields(hf, hf.get("partial_rotary_factor") or hf.get("rope_pct") or 0.25),
+    }
