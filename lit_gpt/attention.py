@@ -27,29 +27,29 @@ class Look:
     """Only the last so many tokens are seen, the own one among them (arXiv 2310.06825)."""
     softcap: float | None = None
     """c: a score x becomes c tanh(x / c) (arXiv 2408.00118)."""
-    slopes: tuple[float, ...] | None = None
-    """ALiBi (arXiv 2108.12409): for each head what is taken from a score per token of distance."""
+    alibi_heads: int | None = None
+    """ALiBi (arXiv 2108.12409): something is taken from a score per token of distance, for each of so many heads."""
 
     def plain(self, length: int) -> bool:
         """Whether among so many tokens nothing but the scale matters."""
-        return self.softcap is None and self.slopes is None and (self.window is None or self.window >= length)
+        return self.softcap is None and self.alibi_heads is None and (self.window is None or self.window >= length)
 
     def bias(self, distance_TS: Tensor) -> Tensor:
-        """What is added to the scores of keys at these distances before the query: (T, S), or (H, T, S) with slopes."""
+        """What is added to the scores of keys at these distances before the query: (T, S), or (H, T, S) with ALiBi."""
         hidden = distance_TS < 0
         if self.window is not None:
             hidden = hidden | (distance_TS >= self.window)
-        if self.slopes is None:
+        if self.alibi_heads is None:
             return torch.zeros(distance_TS.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        slopes_H = torch.tensor(self.slopes, device=hidden.device)
+        slopes_H = alibi_slopes(self.alibi_heads, hidden.device)
         return (-slopes_H.view(-1, *[1] * hidden.ndim) * distance_TS).masked_fill_(hidden, -torch.inf)
 
 
-def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """ALiBi's slopes, a geometric series; where `heads` is no power of two, every second of twice as many fills up."""
+def alibi_slopes(heads: int, device: torch.device) -> Tensor:
+    """ALiBi's slopes (H,), a geometric series; if `heads` is no power of two, every second of twice as many fills up."""
     power = 1 << (heads.bit_length() - 1)
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    return (*slopes, *(2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)))
+    head = torch.arange(heads, device=device)
+    return torch.exp2(torch.where(head < power, -8 * (head + 1) / power, -4 * (2 * (head - power) + 1) / power))
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, Look], Tensor]
@@ -74,7 +74,7 @@ def sdpa(
     if gqa:
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.size(1) // x.size(1), 1) for x in (k_BGSD, v_BGSD))
     scores = look.softcap * torch.tanh(q_BHTD @ k_BGSD.mT * (look.scale / look.softcap)) + bias
-    return scores.softmax(-1, dtype=torch.float32).to(v_BGSD.dtype) @ v_BGSD
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v_BGSD.dtype) @ v_BGSD
 
 
 def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, look: Look) -> Tensor:
@@ -126,11 +126,11 @@ class Pack:
     @cached_property
     def _longest(self) -> int:
         """Tokens of the longest sequence."""
-        return int(self._places.max()) + 1
+        return max(n if p is None else n + self.lengths[p] for n, p in zip(self.lengths, self.parents, strict=True))
 
     def _biased(self, look: Look) -> "list[Tile]":
         """The tiles as a layer sees them that looks in a certain way; layers that look alike share them."""
-        if look.slopes is None and (look.window is None or look.window >= self._longest):
+        if look.alibi_heads is None and (look.window is None or look.window >= self._longest):
             return self.tiles
         if look not in self._other_tiles:
             places = self._places.to(self.device)

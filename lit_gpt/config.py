@@ -118,7 +118,9 @@ class Config:
             raise UserError(f"n_head {self.n_head} is not a multiple of n_query_groups {self.n_query_groups}")
         for name, known in KINDS.items():
             if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r:.80} is unknown; known are {', '.join(map(str, known))}")
+                raise UserError(
+                    f"{name} {getattr(self, name)!r:.80} is unknown; known are {', '.join(map(str, known))}"
+                )
         for field in dataclasses.fields(self):
             if field.type is bool and not isinstance(getattr(self, field.name), bool):
                 raise UserError(f"{field.name} must be true or false, got {getattr(self, field.name)!r:.80}")
@@ -127,7 +129,9 @@ class Config:
         if type(self.n_expert) is not int or self.n_expert < 0 or self.n_expert > MAX_LAYERS:
             raise UserError(f"n_expert must be a whole number from 0 to {MAX_LAYERS}, got {self.n_expert!r:.80}")
         if self.n_expert and self.n_expert_per_token not in range(1, self.n_expert + 1):
-            raise UserError(f"n_expert_per_token must be from 1 to {self.n_expert}, got {self.n_expert_per_token!r:.80}")
+            raise UserError(
+                f"n_expert_per_token must be from 1 to {self.n_expert}, got {self.n_expert_per_token!r:.80}"
+            )
         if self.position_offset not in (0, 2):
             raise UserError(f"position_offset must be 0 or 2, got {self.position_offset!r:.80}")
         if self.sliding_window is not None:

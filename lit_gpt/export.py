@@ -87,7 +87,9 @@ def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float)
     else:
         plain = base
     weights = weights_of(folder, base, saved.get("weights"))
-    names = chosen_names(plain.config, read_json(folder / "lit_config.json").get("stored_as"))
+    hf = read_json(folder / "config.json")
+    images = "text_config" in hf  # then only the language model was converted, and is written as one
+    names = chosen_names(plain.config, None if images else read_json(folder / "lit_config.json").get("stored_as"))
     shapes = {name: parameter.to("meta") for name, parameter in plain.named_parameters()}
     dtype = max(weights().values(), key=lambda tensor: tensor.numel()).dtype
     layout = {}
@@ -96,6 +98,9 @@ def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float)
         layout[theirs] = shapes[here.names[0]].new_empty(shape, dtype=dtype)
     with contextlib.ExitStack() as files:
         copy_small_files(folder, out, base.config.tie_embeddings and not plain.config.tie_embeddings, files)
+        if images:
+            text = {**hf["text_config"], "architectures": [f"{hf['model_type'].capitalize()}ForCausalLM"]}
+            write_json(out / "config.json", text)
         source = merged(trained, weights, list(shapes))
         write_shards(out, layout, _together(source, names, plain.config), shard_size, files)
     total = sum(tensor.nbytes for tensor in layout.values())

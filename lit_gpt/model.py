@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from lit_gpt.attention import Attend, KVCache, Look, Pack, alibi_slopes, causal
+from lit_gpt.attention import Attend, KVCache, Look, Pack, causal
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
@@ -231,7 +231,7 @@ class Attention(nn.Module):
             scale=config.attn_scale or config.head_size**-0.5,
             window=config.sliding_window if windowed else None,
             softcap=config.attn_softcap,
-            slopes=alibi_slopes(config.n_head) if config.positions == "alibi" else None,
+            alibi_heads=config.n_head if config.positions == "alibi" else None,
         )
         queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
         self.q = nn.Linear(config.n_embd, queries, bias=config.qkv_bias)

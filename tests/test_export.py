@@ -42,7 +42,17 @@ def trained(folder: Path, method: LoRA, path: Path) -> None:
     save_finetuned(path, model, method, {"prompt_style": "alpaca", "base": base_identity(folder), "quantize": None})
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_language_model_of_one_with_images(tmp_path: Path) -> None:
+    theirs = hf_checkpoint("gemma3: with eyes", tmp_path / "model")
+    assert command("export", "--checkpoint_dir", tmp_path / "model", "--output_dir", tmp_path / "out") == 0
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(again).__name__ == "Gemma3ForCausalLM"
+    idx = torch.randint(3, 90, (2, 7))
+    with torch.inference_mode():
+        assert error(again.eval()(idx).logits, theirs(idx).logits) <= 1e-6
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if "eyes" not in variant])
 def test_there_and_back_is_the_same_to_the_bit(variant: str, tmp_path: Path) -> None:
     """Names, bits and description of the files of `transformers`, for every family; in several files, too."""
     theirs = hf_checkpoint(variant, tmp_path / "model")

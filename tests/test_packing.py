@@ -20,6 +20,10 @@ FAMILIES = {
     "llama_grouped": {**LLAMA, "n_query_groups": 2, "tie_embeddings": True},
     "gpt_neox": {**SIZES, "rope_percentage": 0.25, "parallel_residual": True, "qkv_bias": True, "mlp_bias": True},
     "falcon": {**SIZES, "n_query_groups": 1, "parallel_residual": True, "shared_norm": True},
+    "windows": {**LLAMA, "n_query_groups": 2, "sliding_window": 5, "windowed": [True, False], "rope_local_base": 99.0},
+    "softcaps": {**LLAMA, "n_query_groups": 2, "attn_softcap": 2.0, "logit_softcap": 3.0, "post_norm": True},
+    "alibi": {**SIZES, "positions": "alibi", "norm_bias": False, "embed_norm": True},
+    "learned": {**SIZES, "positions": "learned", "position_offset": 2, "mlp_bias": True},
 }
 
 

@@ -23,7 +23,7 @@ from lit_gpt.checkpoint import load_gpt
 from lit_gpt.config import Config
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.files import read_json, write_json
-from lit_gpt.hf_weights import _names, find_shards
+from lit_gpt.hf_weights import stored_names, find_shards
 from lit_gpt.hub import Download, download
 from lit_gpt.resume import MANIFEST, OPTIMIZER, _facts
 from lit_gpt.settings import UserError, run
@@ -47,8 +47,8 @@ def write_hf(folder: Path, checkpoint: Path, files: str = "model.safetensors") -
     """The tests' checkpoint as the hub would have it."""
     folder.mkdir(parents=True, exist_ok=True)
     ours = load_gpt(checkpoint).state_dict()
-    names = _names(Config.from_hf(CONFIG))
-    state = {theirs: ours[name].clone() for theirs, (name,) in names.items()}
+    names = stored_names(Config.from_hf(CONFIG))
+    state = {theirs: ours[name].clone() for theirs, here in names.items() for name in here.names}
     (save_file if files.endswith("safetensors") else torch.save)(state, folder / files)
     write_json(folder / "config.json", CONFIG)
     (folder / "tokenizer.model").write_bytes((checkpoint / "tokenizer.model").read_bytes())

@@ -88,6 +88,8 @@ def rope_fields(hf: dict[str, Any], percentage: float | None = None) -> dict[str
     if not isinstance(rope, dict):
         rope = {"type": rope}
     rope = {**rope, **(hf.get("rope_parameters") or {})}
+    if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
+        raise UserError(f"rope_parameters for {nested[0]} alone are not supported in a {hf['model_type']} model")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in _SCALINGS:
         raise UserError(f"rope_scaling type '{kind}' is not supported; supported are linear and llama3")
