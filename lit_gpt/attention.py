@@ -46,7 +46,7 @@ class Look:
 
 
 def alibi_slopes(heads: int, device: torch.device) -> Tensor:
-    """ALiBi's slopes (H,), a geometric series; if `heads` is no power of two, every second of twice as many fills up."""
+    """ALiBi's slopes (H,), a geometric series; to a power of two heads every second of twice as many is added."""
     power = 1 << (heads.bit_length() - 1)
     head = torch.arange(heads, device=device)
     return torch.exp2(torch.where(head < power, -8 * (head + 1) / power, -4 * (2 * (head - power) + 1) / power))

@@ -98,11 +98,11 @@ def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float)
         layout[theirs] = shapes[here.names[0]].new_empty(shape, dtype=dtype)
     with contextlib.ExitStack() as files:
         copy_small_files(folder, out, base.config.tie_embeddings and not plain.config.tie_embeddings, files)
-        if images:
-            text = {**hf["text_config"], "architectures": [f"{hf['model_type'].capitalize()}ForCausalLM"]}
-            write_json(out / "config.json", text)
         source = merged(trained, weights, list(shapes))
         write_shards(out, layout, _together(source, names, plain.config), shard_size, files)
+    if images:
+        text = {**hf["text_config"], "architectures": [f"{hf['model_type'].capitalize()}ForCausalLM"]}
+        write_json(out / "config.json", text)
     total = sum(tensor.nbytes for tensor in layout.values())
     print(f"{size_text(total)} in {out}\nnext: AutoModelForCausalLM.from_pretrained('{out}')", file=sys.stderr)
 

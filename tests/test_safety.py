@@ -23,7 +23,7 @@ from lit_gpt.checkpoint import load_gpt
 from lit_gpt.config import Config
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.files import read_json, write_json
-from lit_gpt.hf_weights import stored_names, find_shards
+from lit_gpt.hf_weights import find_shards, stored_names
 from lit_gpt.hub import Download, download
 from lit_gpt.resume import MANIFEST, OPTIMIZER, _facts
 from lit_gpt.settings import UserError, run
