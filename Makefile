@@ -1,6 +1,6 @@
 # make quickstart   the whole guide on a small embedded model, no GPU, no account
 # make test         lint and all tests
-# make test-faults  the tests that kill, damage and fuzz, with many more cases; takes about half an hour
+# make test-faults  the tests that kill, damage and fuzz, with many more cases: six minutes
 
 PYTHON ?= python3
 VENV := .venv
