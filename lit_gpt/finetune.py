@@ -194,8 +194,8 @@ def finetune(settings: Finetune, method: Method) -> None:
     with locked(out / ".lock", f"--out_dir {out}: another run is at work there; wait for it or choose another folder"):
         if settings.resume == "auto" and finished(out, told):
             print(
-                f"{out} holds this run, finished: nothing to do; --resume never starts it anew, --resume with one of its "
-                "checkpoints goes on from there"
+                f"{out} holds this run, finished: nothing to do; --resume never starts it anew, "
+                "--resume with one of its checkpoints goes on from there"
             )
             return
         start = find(out, settings.resume, told)

@@ -66,7 +66,8 @@ class Run:
         self.model, self.optimizer = fabric.setup(model, optim.build(model, method, *options))
         self.model.mark_forward_method("loss_sum")
         self.file = file_of(method.name)
-        size = 3.0 * sum(p.numel() * p.element_size() for p in trained) + 1e6  # values, two moments, a little besides
+        # values, two moments in float32, of a 16-bit weight its float32 copy as well, and a little besides
+        size = sum(p.numel() * (14 if p.element_size() == 2 else 12) for p in trained) + 1e6
         self.state_bytes = size
         self.progress = start.progress if start else Progress(pace=Pace(save=size / DISK))
         if start:
