@@ -1,26 +1,22 @@
 """Every family against transformers: rows of the catalogue, small random models tried, and the worst logit error.
 
-    python bench/families.py --write bench/README.md
+    PYTHONPATH=tests python bench/families.py --write bench/README.md
 
 The models are those of tests/test_families.py, in float32; an error is the largest difference of two logits over the
 largest logit. "token by token" decodes the same tokens one after the other with the cache.
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import torch
+from test_families import VARIANTS, error, pair, tokens
 
 from lit_gpt.families import families
 from lit_gpt.families.catalogue import CATALOGUE
 from lit_gpt.files import write_text
 from lit_gpt.model import KVCache
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from test_families import VARIANTS, error, pair, tokens  # noqa: E402
 
 
 @torch.inference_mode()

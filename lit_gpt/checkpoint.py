@@ -135,9 +135,8 @@ def _quantize_blocks(
                 weight, bias = state.get(f"{place}.weight"), state.get(f"{place}.bias")
                 if weight is None or (bias is None) != (module.bias is None) or weight.shape != module.weight.shape:
                     raise UserError(f"{folder / 'lit_model.pth'} does not fit lit_config.json: {place}; convert again")
-                parent, _, child = name.rpartition(".")
                 layer = quantized(weight, bias, kind, dtype or weight.dtype, device)
-                setattr(block.get_submodule(parent), child, layer)
+                block.set_submodule(name, layer)
                 used |= {f"{place}.weight"} | ({f"{place}.bias"} if bias is not None else set())
     return used
 
@@ -148,9 +147,19 @@ def load_file(path: Path, hint: str) -> Any:
     Raises:
         UserError: the file is missing (then `hint` says what makes it) or is not as it was written.
     """
+    prove_file(path, hint)
+    with _readable(path, hint):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def prove_file(path: Path, hint: str) -> None:
+    """Sees that one of our archives is as it was written.
+
+    Raises:
+        UserError: see `load_file`.
+    """
     with _readable(path, hint):
         prove(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
@@ -244,9 +253,8 @@ def begin_with(model: GPT, method: Method, path: str | Path, checkpoint_dir: str
         UserError: it was trained by another method, or with other sizes, scales or layers.
     """
     saved, ours = read_finetuned(path, checkpoint_dir), describe(method)
-    free = ("lora_dropout", "lora_plus_ratio")
-    for key in sorted(saved["method"].keys() | ours.keys() - set(free)):
-        if key not in free and saved["method"].get(key) != ours.get(key):
+    for key in sorted((saved["method"].keys() | ours.keys()) - {"lora_dropout", "lora_plus_ratio"}):
+        if saved["method"].get(key) != ours.get(key):
             raise UserError(f"--init_from {path}: {key} is {saved['method'].get(key)} there, but {ours.get(key)} here")
     load_trainable(model, saved["weights"], path)
 

@@ -9,7 +9,8 @@ from lit_gpt.methods import Method
 from lit_gpt.model import GPT
 from lit_gpt.quantize import bitsandbytes
 
-OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw-8bit")
+EIGHT_BIT = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit"}
+"""The setting -> bitsandbytes' class."""
 
 
 def build(model: GPT, method: Method, kind: str, rate: float, decay: float, fused: bool) -> torch.optim.Optimizer:
@@ -19,7 +20,7 @@ def build(model: GPT, method: Method, kind: str, rate: float, decay: float, fuse
     small for 16 bits.
 
     Args:
-        kind: one of `OPTIMIZERS`; the 8-bit ones keep their moments in 8 bits (arXiv 2110.02861), in pages that a GPU
+        kind: "adamw" or one of `EIGHT_BIT`, which keep their moments in 8 bits (arXiv 2110.02861), in pages that a GPU
             can lend to the host, if it is to be so.
         rate: learning rate; a group's "scale" is its multiple of it.
     """
@@ -32,8 +33,7 @@ def build(model: GPT, method: Method, kind: str, rate: float, decay: float, fuse
     if kind == "adamw":
         optimizer = torch.optim.AdamW(shaped, lr=rate, weight_decay=decay, fused=fused)
     else:
-        names = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit"}
-        optimizer = getattr(bitsandbytes().optim, names[kind])(shaped, lr=rate, weight_decay=decay)
+        optimizer = getattr(bitsandbytes().optim, EIGHT_BIT[kind])(shaped, lr=rate, weight_decay=decay)
     masters.serve(optimizer)
     return optimizer
 

@@ -11,21 +11,12 @@ from torch import Tensor, nn
 from lit_gpt.config import Config
 from lit_gpt.files import read_json
 from lit_gpt.hf_weights import stored_names
-from lit_gpt.methods import LoRA, describe
+from lit_gpt.methods import SWITCHES, LoRA, describe
 from lit_gpt.model import meta_gpt
 from lit_gpt.settings import UserError
 
-SWITCHES = {
-    "attn.q": "lora_query",
-    "attn.k": "lora_key",
-    "attn.v": "lora_value",
-    "attn.o": "lora_projection",
-    "mlp.gate": "lora_mlp",
-    "mlp.up": "lora_mlp",
-    "mlp.down": "lora_mlp",
-    "lm_head": "lora_head",
-}
-"""Ends of the names of our layers -> the switch that adapts them."""
+DORA = "lora_magnitude_vector"
+"""PEFT's name of the trained lengths."""
 
 
 def is_peft(path: Path) -> bool:
@@ -48,7 +39,7 @@ def read_peft(folder: Path, config: Config) -> dict[str, Any]:
     ranks = {len(A) for A, _, _, _ in pairs.values()}
     scales = {scale for _, _, scale, _ in pairs.values()}
     rank, rslora = max(ranks), bool(settings.get("use_rslora"))
-    alpha = scales.copy().pop() * (rank**0.5 if rslora else rank)
+    alpha = max(scales) * (rank**0.5 if rslora else rank)
     alike = len(ranks) == len(scales) == 1 and alpha == int(alpha)
     names, model, weights = stored_names(config), meta_gpt(config), {}
     for module, (A, B, scale, magnitude) in pairs.items():
@@ -115,9 +106,6 @@ def _pairs(state: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> 
     if left or not pairs:
         raise UserError(f"{folder}: {next(iter(left), 'no tensor')} is none that LoRA has; is it an adapter of PEFT?")
     return pairs
-
-
-DORA = "lora_magnitude_vector"
 
 
 def _of(pattern: dict[str, float] | None, module: str, default: float) -> float:

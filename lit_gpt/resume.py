@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import load_file
+from lit_gpt.checkpoint import prove_file
 from lit_gpt.files import cannot_write, flush, read_json, sha256, size_text, write_json
 from lit_gpt.methods import file_of
 from lit_gpt.record import note_rounding, refuse_another
@@ -152,7 +152,7 @@ def finished(out_dir: Path, told: dict[str, Any]) -> bool:
     """
     try:
         then = read_json(out_dir / "run.json")
-        load_file(out_dir / file_of(then["method"]["name"]), "")
+        prove_file(out_dir / file_of(then["method"]["name"]), "")
     except (UserError, KeyError, TypeError):
         return False  # not written yet, or not whole any more
     refuse_another(out_dir, then, told)

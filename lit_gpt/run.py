@@ -67,9 +67,8 @@ class Run:
         self.model.mark_forward_method("loss_sum")
         self.file = file_of(method.name)
         # values, two moments in float32, of a 16-bit weight its float32 copy as well, and a little besides
-        size = sum(p.numel() * (14 if p.element_size() == 2 else 12) for p in trained) + 1e6
-        self.state_bytes = size
-        self.progress = start.progress if start else Progress(pace=Pace(save=size / DISK))
+        self.state_bytes = sum(p.numel() * (14 if p.element_size() == 2 else 12) for p in trained) + 1e6
+        self.progress = start.progress if start else Progress(pace=Pace(save=self.state_bytes / DISK))
         if start:
             self._restore(start.folder)
         rows = start.folder.parent / "metrics.csv" if start else None

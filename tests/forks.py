@@ -15,7 +15,6 @@ from typing import Any
 
 SERVER = """
 import json, os, resource, signal, sys
-sys.path.insert(0, sys.argv[1])
 import matplotlib.backends.backend_agg, matplotlib.figure, rich.progress, torch
 import lit_gpt.run
 from lit_gpt.finetune import import_fabric
@@ -81,9 +80,10 @@ class Forks:
     """The server, as a context."""
 
     def __enter__(self) -> "Forks":
-        here = str(Path(__file__).parent)
-        command = [sys.executable, "-c", SERVER, here]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        options["env"] = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+        self._server = subprocess.Popen([sys.executable, "-c", SERVER], **options)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -35,6 +35,21 @@ class Method(Protocol):
         """Folds what was trained into the base's weights, as far as that is possible; outputs stay up to rounding."""
 
 
+SWITCHES = {
+    "attn.q": "lora_query",
+    "attn.k": "lora_key",
+    "attn.v": "lora_value",
+    "attn.o": "lora_projection",
+    "mlp.gate": "lora_mlp",
+    "mlp.up": "lora_mlp",
+    "mlp.down": "lora_mlp",
+    "lm_head": "lora_head",
+}
+"""Ends of the names of the linear layers -> the flag with which LoRA adapts them."""
+LINEAR = tuple(name for name in SWITCHES if name != "lm_head")
+"""Those of a block."""
+
+
 @dataclass
 class LoRA:
     """Low-rank adaptation, arXiv 2106.09685: W x + (lora_alpha / lora_r) B A x, where only A and B are trained."""
@@ -86,17 +101,7 @@ class LoRA:
     @property
     def targets(self) -> tuple[str, ...]:
         """Ends of the names of the adapted linear layers."""
-        switches = {
-            "attn.q": self.lora_query,
-            "attn.k": self.lora_key,
-            "attn.v": self.lora_value,
-            "attn.o": self.lora_projection,
-            "mlp.gate": self.lora_mlp,
-            "mlp.up": self.lora_mlp,
-            "mlp.down": self.lora_mlp,
-            "lm_head": self.lora_head,
-        }
-        return tuple(name for name, on in switches.items() if on)
+        return tuple(name for name, switch in SWITCHES.items() if getattr(self, switch))
 
     def attach(self, model: "GPT") -> None:
         """See `Method`."""
@@ -109,10 +114,6 @@ class LoRA:
         from lit_gpt.methods.lora import merge
 
         merge(model)
-
-
-LINEAR = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
-"""Ends of the names of a block's linear layers."""
 
 
 @dataclass

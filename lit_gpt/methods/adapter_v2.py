@@ -31,10 +31,9 @@ class ScaledLinear(nn.Module):
 
 def attach(model: GPT, settings: AdapterV2) -> None:
     """Attaches V1, wraps all linear layers, and frees the norms. The outputs stay exactly the same."""
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for name, module in linear:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, ScaledLinear(module))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, ScaledLinear(module))
     attach_v1(model, settings)
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith(("adapter_scale", "adapter_bias")):

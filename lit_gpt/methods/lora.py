@@ -113,7 +113,7 @@ def attach(model: GPT, settings: LoRA) -> None:
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and re.sub(r"experts\.\d+\.", "", name).endswith(settings.targets):
-            _replace(model, name, (DoRALinear if settings.lora_dora else LoRALinear)(module, settings))
+            model.set_submodule(name, (DoRALinear if settings.lora_dora else LoRALinear)(module, settings))
 
 
 @torch.no_grad()
@@ -124,10 +124,5 @@ def merge(model: GPT) -> None:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
-            _replace(model, name, module.merged())
+            model.set_submodule(name, module.merged())
             model.config.tie_embeddings = model.config.tie_embeddings and name != "lm_head"
-
-
-def _replace(model: GPT, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
