@@ -196,14 +196,18 @@ class Pack:
         if where is not None:
             k_TGD, v_TGD = k_TGD.index_select(0, where), v_TGD.index_select(0, where)
         known = inspect.signature(varlen_attn).parameters
-        options = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}  # torch 2.10
+        options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+        if "scale" in known:
+            options["scale"] = scale
+        elif scale != q_THD.size(-1) ** -0.5:  # torch 2.10 knows this one only
+            q_THD = q_THD * (scale * q_THD.size(-1) ** 0.5)
         if q_THD.size(1) != k_TGD.size(1):
             if "enable_gqa" in known:
                 options["enable_gqa"] = True
             else:  # torch 2.10 and 2.11
                 repeats = q_THD.size(1) // k_TGD.size(1)
                 k_TGD, v_TGD = k_TGD.repeat_interleave(repeats, 1), v_TGD.repeat_interleave(repeats, 1)
-        y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, scale=scale, **options)
+        y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, **options)
         return y_THD.transpose(0, 1)[None]
 
 
