@@ -22,7 +22,7 @@ CUDA_SHARE = 0.94
 """Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
 
 ENOUGH = 768
-"""Tokens of a pack from which on longer ones are hardly faster (bench/NOTES.md)."""
+"""Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
 
 LOOK_AHEAD = 64
 """Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
