@@ -15,7 +15,7 @@ FLOORS = [
     {"quantize"},
     {"methods", "hub", "hf_weights"},
     {"peft_files"},
-    {"checkpoint", "convert", "data", "decode"},
+    {"checkpoint", "convert", "data", "decode", "scoring"},
     {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
