@@ -22,6 +22,11 @@ Scored = tuple[tuple[int, ...], int]
 """Token ids, and how many of them at the end are to be scored: all but the first at most."""
 
 
+def pack_length_for(device: torch.device) -> int:
+    """Tokens of a row that are enough to keep the device busy."""
+    return 640 if device.type == "cpu" else 4096
+
+
 class Score(NamedTuple):
     """Of a sequence's scored tokens."""
 
@@ -70,13 +75,11 @@ def plant(sequences: Sequence[Scored]) -> Tree:
 
 
 @torch.inference_mode()
-def score(
-    model: GPT, sequences: Sequence[Scored], row_length: int
-) -> Iterator[tuple[float, list[tuple[int, Score]]]]:
+def score(model: GPT, sequences: Sequence[Scored], pack_length: int) -> Iterator[tuple[float, list[tuple[int, Score]]]]:
     """Scores sequences, which may share ids; yields after every row.
 
     Args:
-        row_length: tokens of a call of the model.
+        pack_length: tokens of a call of the model.
 
     Yields:
         The share of the work that is done, and the sequences that have become known: their index and score.
@@ -85,10 +88,10 @@ def score(
         return
     tree, trunk, device = plant(sequences), Trunk(), model.wte.weight.device
     last_row = np.zeros(len(sequences), dtype=np.int64)
-    np.maximum.at(last_row, tree.owners_P, tree.places_P // row_length)
+    np.maximum.at(last_row, tree.owners_P, tree.places_P // pack_length)
     sums, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
-    for number, start in enumerate(range(0, len(tree.ids_T), row_length)):
-        row = slice(start, start + row_length)
+    for number, start in enumerate(range(0, len(tree.ids_T), pack_length)):
+        row = slice(start, start + pack_length)
         following = int(tree.depths_T[row.stop]) if row.stop < len(tree.ids_T) else 0
         positions_1T = trunk.begin(tree.depths_T[row], following, device)
         x_1TC = model.hidden(torch.from_numpy(tree.ids_T[row])[None].to(device), positions_1T, trunk.attend)
@@ -114,8 +117,8 @@ def _predict(model: GPT, x_TC: Tensor, places_P: np.ndarray, labels_P: np.ndarra
             for x in (places_N[start : start + size], where_P[chunk] - start, labels_P[chunk])
         )
         logits_NV = model.logits(x_TC.index_select(0, at_N))
-        best_N = logits_NV.argmax(-1)
-        total_N = logits_NV.float().logsumexp(-1)
-        logprobs.append(logits_NV[row_P, label_P].float() - total_N[row_P])
+        best_N, wide = logits_NV.argmax(-1), torch.promote_types(logits_NV.dtype, torch.float32)
+        total_N = logits_NV.to(wide).logsumexp(-1)
+        logprobs.append(logits_NV[row_P, label_P].to(wide) - total_N[row_P])
         likeliest.append(best_N[row_P] == label_P)
     return torch.cat(logprobs).cpu().double().numpy(), torch.cat(likeliest).cpu().numpy()

@@ -10,7 +10,7 @@ FLOORS = [
     {"settings", "files"},
     {"families"},
     {"config", "prompts", "tokenizer"},
-    {"archive", "attention", "loss", "lean"},
+    {"answers", "archive", "attention", "loss", "lean"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
