@@ -3,7 +3,6 @@
 An `Attend` is what the model calls in every layer with its rotated queries and keys. Letters as in `lit_gpt.model`.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.flash import Calls, find_calls, flash, has_kernel
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ class Pack:
         return self._depths[None, self.known :]
 
     def attend(self, layer: int, q_1HTD: Tensor, k_1GSD: Tensor, v_1GSD: Tensor, look: Look) -> Tensor:
-        """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise in tiles."""
-        if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16) and look.plain(self.longest):
-            return self._varlen(q_1HTD, k_1GSD, v_1GSD, look.scale)
+        """See `Attend`. By the GPU's kernels where they can do it, otherwise in tiles."""
+        if has_kernel(q_1HTD.device, q_1HTD.dtype, q_1HTD.size(-1)) and look.plain(self.longest):
+            return flash(q_1HTD, k_1GSD, v_1GSD, self.calls, look.scale)
         return _Tiles.apply(q_1HTD, k_1GSD, v_1GSD, self._biased(look), look)
 
     @cached_property
@@ -188,44 +188,12 @@ class Pack:
         return tiles
 
     @cached_property
-    def _ends(self) -> tuple[Tensor, Tensor, int, int, Tensor | None]:
-        """Ends of the queries and keys of each run, the longest of both, and where the keys lie in the row.
-
-        Built once per batch on the host and copied without waiting: the forward pass never waits for the device.
-        """
+    def calls(self) -> Calls:
+        """Of the GPU's kernels; made once per batch."""
         runs = [(max(start, self.known), stop) for start, stop in self.runs if stop > self.known]
-        keys = [np.concatenate((self._before(start), np.arange(start, stop))) for start, stop in runs]
-        lengths, key_lengths = [stop - start for start, stop in runs], [len(run) for run in keys]
-        cu_q, cu_k = (
-            torch.tensor([0, *itertools.accumulate(x)], dtype=torch.int32).to(self.device, non_blocking=True)
-            for x in (lengths, key_lengths)
+        return find_calls(
+            [stop - start for start, stop in runs], [self._before(start) for start, _ in runs], self.device
         )
-        where = None
-        if key_lengths != lengths:
-            where = torch.from_numpy(np.concatenate(keys)).to(self.device, non_blocking=True)
-        return cu_q, cu_k, max(lengths), max(key_lengths), where
-
-    def _varlen(self, q_1HTD: Tensor, k_1GSD: Tensor, v_1GSD: Tensor, scale: float) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        cu_q, cu_k, longest_q, longest_k, where = self._ends
-        q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in (q_1HTD, k_1GSD, v_1GSD))
-        if where is not None:
-            k_TGD, v_TGD = k_TGD.index_select(0, where), v_TGD.index_select(0, where)
-        known = inspect.signature(varlen_attn).parameters
-        options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-        if "scale" in known:
-            options["scale"] = scale
-        elif scale != q_THD.size(-1) ** -0.5:  # torch 2.10 knows this one only
-            q_THD = q_THD * (scale * q_THD.size(-1) ** 0.5)
-        if q_THD.size(1) != k_TGD.size(1):
-            if "enable_gqa" in known:
-                options["enable_gqa"] = True
-            else:  # torch 2.10 and 2.11
-                repeats = q_THD.size(1) // k_TGD.size(1)
-                k_TGD, v_TGD = k_TGD.repeat_interleave(repeats, 1), v_TGD.repeat_interleave(repeats, 1)
-        y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, **options)
-        return y_THD.transpose(0, 1)[None]
 
 
 class Trunk:
