@@ -59,14 +59,15 @@ class Prepare:
     truncate: bool = False
     """With --max_seq_length: shorten the answers of longer samples instead, keeping the end-of-text token."""
     prompt_style: str = "alpaca"
-    """How an instruction becomes a prompt: alpaca, plain, … (lit_gpt/prompts.py)."""
+    """How a conversation becomes text: alpaca, chatml, llama3, … (lit_gpt/prompts.py); model: by the model's own chat
+    template; or a template's file (.jinja)."""
     skip_bad_rows: bool | None = None
     """Leave out broken rows and count them; false: stop. Unset: stop, except in a download, which nobody can mend."""
     licence: str | None = None
     """Licence of the data, for meta.json; unset: the published one, where it is known."""
 
     def __post_init__(self) -> None:
-        get_style(self.prompt_style)
+        get_style(self.prompt_style, self.checkpoint_dir)
         if not 0 < self.test_split_fraction < 1:
             raise UserError(f"--test_split_fraction: {self.test_split_fraction} is not between 0 and 1")
         check_seed(self.seed)
@@ -143,7 +144,7 @@ def _prepare(settings: Prepare, name: str, read: Reader, take: Taker, urls: list
 
     dropped: Counter[str] = Counter()
     broken: list[str] = []
-    style = get_style(settings.prompt_style)
+    style = get_style(settings.prompt_style, settings.checkpoint_dir)
     rows = _collect(files, read, take, style, dropped, broken)
     test_rows = _collect(test_files, read, take, style, dropped, broken)
     if broken and not skip:
