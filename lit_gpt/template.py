@@ -304,6 +304,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         tree.set_environment(self)
         return tree
 
+    def wrap_str_format(self, value: Any) -> Any:
+        """Refuses `str.format`, whose widths could be any; the sandbox has it here."""
+        if isinstance(getattr(value, "__self__", None), str) and value.__name__ in ("format", "format_map"):
+            raise jinja2.TemplateError("text.format is not supported; join texts by ~")
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             self.bounds.charge(int(_size(left) * _size(right)))
@@ -319,8 +324,6 @@ class _Environment(ImmutableSandboxedEnvironment):
             return function(*args)
         self.bounds.pay([*args, *kwargs.values()])
         if isinstance(owner, str):
-            if name in ("format", "format_map"):
-                raise jinja2.TemplateError("text.format is not supported; join texts by ~")
             if name == "replace":
                 return self.bounds.pay(_replace(self, owner, *args))
             width = max((abs(x) for x in args if isinstance(x, int)), default=1)  # of ljust, zfill, expandtabs
