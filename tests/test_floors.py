@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"settings", "files"},
+    {"processes"},
     {"families"},
     {"config", "prompts", "tokenizer"},
-    {"archive", "attention", "loss", "lean"},
+    {"archive", "attention", "loss", "lean", "ranks"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
