@@ -116,18 +116,25 @@ def member(rank: int) -> Iterator[None]:
     except BaseException as error:
         alone = "gloo" in str(error) or any(kind.__name__ == "DistError" for kind in type(error).__mro__)
         time.sleep(0.3 * (rank > 0))
-        if (alone and parent) or not _first(rank):
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        stderr = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # from libraries, too
+        if _speaks(rank, alone):
+            os.dup2(stderr, 2)
         if alone:
             raise Stopped(f"error: process {rank} has lost the others; {AGAIN}", 1) from error
         raise
 
 
-def _first(rank: int) -> bool:
-    """Whether no other process has failed before."""
+def _speaks(rank: int, alone: bool) -> bool:
+    """Whether a process that has failed says so. Of several that know why, it is the first; see `member`."""
+    supervised = PARENT in os.environ  # by `start`, which says who was killed
     try:
         from torch.distributed.distributed_c10d import _get_default_store
 
-        return _get_default_store().add("failed", 1) == 1
-    except BaseException:  # they have not met yet, or not any more
-        return rank == 0 or PARENT not in os.environ
+        store = _get_default_store()
+    except BaseException:  # they have not met yet
+        return rank == 0 or not supervised
+    try:
+        return store.add("failed", 1) == 1 and not (alone and supervised)
+    except BaseException:  # it was with number 0, which has ended
+        return alone and rank == 1 and not supervised
