@@ -229,7 +229,8 @@ def run(
     except UserError as error:
         return _report(error, str(error), argv, code=2)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if str(stop):
+            print(stop, file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

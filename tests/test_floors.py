@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"settings", "files"},
+    {"processes"},
     {"families"},
     {"config", "prompts", "template", "tokenizer"},
-    {"answers", "archive", "flash", "loss", "lean"},
+    {"answers", "archive", "flash", "loss", "lean", "ranks"},
     {"attention"},
     {"model"},
     {"quantize"},
