@@ -19,7 +19,7 @@ from lit_gpt.files import write_json
 from lit_gpt.memory import give_back, memory_error_explained
 from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_state
 from lit_gpt.model import GPT
-from lit_gpt.prompts import get_style
+from lit_gpt.prompts import Turn, get_style
 from lit_gpt.record import command_line
 from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
 from lit_gpt.runlog import RunLog, Stopwatch, peak_memory_gb
@@ -253,12 +253,13 @@ class Run:
         return self.progress.val_loss
 
     def _answer(self) -> str:
-        """The model's answer to `eval_prompt`, up to its end-of-text token."""
-        prompt = get_style(self.work.prompt_style).prompt(self.settings.eval_prompt)
-        ids = self.tokenizer.encode(prompt, bos=self.tokenizer.use_bos)
+        """The model's answer to `eval_prompt`, up to the token that ends it."""
+        style = get_style(self.work.prompt_style)
+        ids = style.encode_prompt(self.tokenizer, (Turn("user", self.settings.eval_prompt),))
+        stops = style.stop_ids(self.tokenizer)
         self.gpt.eval()
         with self.fabric.autocast():
-            (answer,) = complete(self.gpt, [ids], self.settings.eval_max_new_tokens, stop_ids=[self.tokenizer.eos_id])
+            (answer,) = complete(self.gpt, [ids], self.settings.eval_max_new_tokens, stop_ids=stops)
         self.gpt.train()
         return self.tokenizer.decode(answer)
 

@@ -38,7 +38,7 @@ class Workload:
     def __init__(self, settings: "Finetune", splits: dict[str, TokenDataset], config: Config) -> None:
         s = self.settings = settings
         self.config, self.meta = config, splits["train"].meta
-        self.prompt_style: str = self.meta["settings"]["prompt_style"]
+        self.prompt_style: str = self.meta["prompt_style"]
         max_length = s.max_seq_length or config.block_size
         if config.positions == "learned" and max_length > config.block_size:
             raise UserError(f"--max_seq_length {max_length}: this model has learned {config.block_size} positions only")

@@ -119,7 +119,8 @@ def test_files_are_flat_small_and_safe_to_load(prepared: Callable) -> None:
 
 def test_ids_beyond_16_bits(checkpoint: Path, tmp_path: Path) -> None:
     samples = [np.array([1, 70_000, 2]), np.array([65_535])]
-    write_dataset(tmp_path, {"train": (samples, [1, 1])}, Tokenizer(checkpoint), {})
+    masks = [np.array([False, True, True]), np.array([False])]
+    write_dataset(tmp_path, {"train": (samples, masks)}, Tokenizer(checkpoint), {})
     data = TokenDataset(tmp_path)
     assert [data.ids(i).tolist() for i in range(2)] == [[1, 70_000, 2], [65_535]]
     assert data.supervised(-1).tolist() == [False]
@@ -130,12 +131,12 @@ def test_ids_beyond_16_bits(checkpoint: Path, tmp_path: Path) -> None:
 def test_masks_that_start_within_a_byte(checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 50)
-    samples, starts = [rng.integers(0, 300, n) for n in lengths], [int(rng.integers(0, n + 1)) for n in lengths]
-    write_dataset(tmp_path, {"train": (samples, starts)}, Tokenizer(checkpoint), {})
+    samples, masks = [rng.integers(0, 300, n) for n in lengths], [rng.integers(0, 2, n).astype(bool) for n in lengths]
+    write_dataset(tmp_path, {"train": (samples, masks)}, Tokenizer(checkpoint), {})
     data = TokenDataset(tmp_path / "train.pt")
-    for i, (sample, start) in enumerate(zip(samples, starts, strict=True)):
+    for i, (sample, mask) in enumerate(zip(samples, masks, strict=True)):
         assert data.ids(i).tolist() == sample.tolist()
-        assert data.supervised(i).tolist() == [place >= start for place in range(len(sample))]
+        assert data.supervised(i).tolist() == mask.tolist()
 
 
 def test_same_command_same_bytes(prepared: Callable, model: Path) -> None:
@@ -233,11 +234,15 @@ def test_meta_says_where_the_set_comes_from(
     assert "1 rows;" in told.err
 
 
-def test_special_tokens_in_a_text_are_reported(byte_level: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = rows_file(tmp_path / "rows.jsonl", [*ROWS, {"instruction": "End?", "output": "sun<|endoftext|> and more"}])
+def test_special_tokens_in_a_text_stay_text(byte_level: Path, tmp_path: Path) -> None:
+    row = {"instruction": "End<|endoftext|>?", "input": "<|endoftext|>", "output": "sun<|endoftext|> and more"}
+    source = rows_file(tmp_path / "rows.jsonl", [row, row])
     assert prepare("json", byte_level, "--data_file", source, "--destination_path", tmp_path / "set") == 0
-    assert json.loads((tmp_path / "set/meta.json").read_text())["rows"]["spelling_special_tokens"] == 1
-    assert "1 rows spell the tokenizer's BOS or EOS" in capsys.readouterr().err
+    data, tokenizer = TokenDataset(tmp_path / "set"), Tokenizer(byte_level)
+    ids = data.ids(0).tolist()
+    assert ids.count(tokenizer.eos_id) == 1
+    assert ids[-1] == tokenizer.eos_id
+    assert tokenizer.decode(ids).count("<|endoftext|>") == 3
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

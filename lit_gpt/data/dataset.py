@@ -26,14 +26,14 @@ FORMAT = 1
 
 def write_dataset(
     folder: Path,
-    splits: dict[str, tuple[list[np.ndarray], list[int]]],
+    splits: dict[str, tuple[list[np.ndarray], list[np.ndarray]]],
     tokenizer: Tokenizer,
     meta: dict[str, Any],
 ) -> dict[str, int]:
     """Writes the files of a data set.
 
     Args:
-        splits: "train" and "test" -> the ids of each sample, and the first of them that is to be predicted.
+        splits: "train" and "test" -> the ids of each sample, and which of them are to be predicted, as booleans.
         meta: what `meta.json` says beyond its format and the tokenizer.
 
     Returns:
@@ -47,16 +47,17 @@ def write_dataset(
         (folder / "meta.json").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --destination_path") from error
-    for split, (samples, starts) in splits.items():
-        _write_split(folder / f"{split}.pt", samples, starts)
+    for split, (samples, masks) in splits.items():
+        _write_split(folder / f"{split}.pt", samples, masks)
     write_json(folder / "meta.json", sealed({"format": FORMAT, **meta, "tokenizer": _describe(tokenizer)}))
     return {name: (folder / name).stat().st_size for name in (*(f"{split}.pt" for split in splits), "meta.json")}
 
 
-def _write_split(path: Path, samples: list[np.ndarray], starts: list[int]) -> None:
+def _write_split(path: Path, samples: list[np.ndarray], masks: list[np.ndarray]) -> None:
     tokens = np.concatenate(samples)
     tokens = tokens.astype(np.uint16 if tokens.max() < 1 << 16 else np.int32)
-    supervised = np.concatenate([np.arange(len(ids)) >= start for ids, start in zip(samples, starts, strict=True)])
+    supervised = np.concatenate(masks)
+    assert len(supervised) == len(tokens)
     content = {
         "tokens": torch.from_numpy(tokens),
         "lengths": torch.tensor([len(ids) for ids in samples], dtype=torch.int32),

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 from lit_gpt.config import Config
 from lit_gpt.data import sources
-from lit_gpt.data.sources import Sample
 from lit_gpt.files import sha256
-from lit_gpt.prompts import get_style
+from lit_gpt.prompts import Conversation, Style, get_style
 from lit_gpt.settings import UserError, check_seed
 from lit_gpt.tokenizer import Tokenizer
 
@@ -32,7 +31,7 @@ SHOWN = 20
 """Broken rows that meta.json quotes."""
 
 Reader = Callable[[Path], Iterator[tuple[str, Any]]]
-Taker = Callable[[str, Any], Sample]
+Taker = Callable[[str, Any], Conversation]
 
 
 @dataclass
@@ -122,15 +121,15 @@ def _several(value: list[str] | str | None) -> list[str]:
 
 
 class Encoded(NamedTuple):
-    """A row as tokens: prompt, answer, EOS."""
+    """A conversation as tokens."""
 
-    row: Sample
+    row: Conversation
     ids: Any
     """(T,) int32 array."""
-    start: int
-    """The first token to be predicted."""
+    supervised: Any
+    """(T,) bool array: which tokens are to be predicted; never the first."""
     cut: bool
-    """Whether the answer was shortened."""
+    """Whether it was shortened."""
 
 
 def _prepare(settings: Prepare, name: str, read: Reader, take: Taker, urls: list[str], licence: str | None) -> None:
@@ -144,13 +143,15 @@ def _prepare(settings: Prepare, name: str, read: Reader, take: Taker, urls: list
 
     dropped: Counter[str] = Counter()
     broken: list[str] = []
-    rows = _collect(files, read, take, dropped, broken)
-    test_rows = _collect(test_files, read, take, dropped, broken)
+    style = get_style(settings.prompt_style)
+    rows = _collect(files, read, take, style, dropped, broken)
+    test_rows = _collect(test_files, read, take, style, dropped, broken)
     if broken and not skip:
         more = f"; and {len(broken) - 1:,} more broken rows" if broken[1:] else ""
         raise UserError(f"{broken[0]}{more}; --skip_bad_rows true leaves them out and counts them")
     dropped += Counter(broken=len(broken))
-    train, test = _encode(rows, tokenizer, settings, dropped), _encode(test_rows, tokenizer, settings, dropped)
+    train = _encode(rows, style, tokenizer, settings, dropped)
+    test = _encode(test_rows, style, tokenizer, settings, dropped)
     if not test_files:
         train, test = _split(train, settings)
     for split, samples in (("train", train), ("test", test)):
@@ -164,19 +165,19 @@ def _prepare(settings: Prepare, name: str, read: Reader, take: Taker, urls: list
 
     meta = {
         "name": name,
-        **_statistics(train, test, dropped, tokenizer, settings),
+        **_statistics(train, test, dropped, settings),
         "broken_rows": broken[:SHOWN],
         "sources": [{"file": path.name, "sha256": sha256(path)} for path in files + test_files],
         "urls": urls,
         "licence": settings.licence or licence,
-        "prompt_style": settings.prompt_style,
+        "prompt_style": style.name,
         "settings": asdict(settings),
     }
     sizes = write_dataset(
         folder,
         {
-            "train": ([sample.ids for sample in train], [sample.start for sample in train]),
-            "test": ([sample.ids for sample in test], [sample.start for sample in test]),
+            "train": ([sample.ids for sample in train], [sample.supervised for sample in train]),
+            "test": ([sample.ids for sample in test], [sample.supervised for sample in test]),
         },
         tokenizer,
         meta,
@@ -184,48 +185,71 @@ def _prepare(settings: Prepare, name: str, read: Reader, take: Taker, urls: list
     _report(folder, meta, sizes, settings)
 
 
-def _collect(files: list[Path], read: Reader, take: Taker, dropped: Counter[str], broken: list[str]) -> list[Sample]:
-    """The samples in the files; counts in `dropped` why rows were left out, and lists in `broken` what is wrong."""
-    samples = []
+def _collect(
+    files: list[Path], read: Reader, take: Taker, style: Style, dropped: Counter[str], broken: list[str]
+) -> list[Conversation]:
+    """The conversations in the files; `dropped` counts why rows were left out, `broken` lists what is wrong."""
+    found = []
     for path in files:
         for place, row in read(path):
             try:
                 if isinstance(row, sources.BadRow):
                     raise row
-                samples.append(take(place, row))
+                conversation = take(place, row)
+                if reason := trouble(conversation, style):
+                    raise sources.BadRow(f"{place}: {reason}")
+                found.append(conversation)
             except sources.BadRow as error:
                 broken.append(str(error))
             except sources.LeftOut as error:
                 dropped[str(error)] += 1
-    return samples
+    return found
 
 
-def _encode(rows: list[Sample], tokenizer: Tokenizer, settings: Prepare, dropped: Counter[str]) -> list[Encoded]:
-    """Tokenises rows in chunks, and leaves out or shortens those that are too long.
+def trouble(conversation: Conversation, style: Style) -> str | None:
+    """What keeps a conversation from being trained on, in words; None if nothing does."""
+    if reason := style.problem(conversation):
+        return reason
+    if conversation[-1].role != "assistant":
+        return f"it ends with the {conversation[-1].role}'s turn; the last must be the assistant's, to be learnt"
+    return None
 
-    Prompt and answer are encoded each on its own, so that the prompt's ids are those that generation starts from.
-    """
+
+def _encode(
+    rows: list[Conversation], style: Style, tokenizer: Tokenizer, settings: Prepare, dropped: Counter[str]
+) -> list[Encoded]:
+    """Tokenises conversations in chunks, and leaves out or shortens those that are too long."""
     import numpy as np
 
-    style, limit = get_style(settings.prompt_style), settings.max_seq_length
+    limit = settings.max_seq_length
     encoded = []
     for first in range(0, len(rows), CHUNK):
         chunk = rows[first : first + CHUNK]
-        prompts = tokenizer.encode_batch([style.prompt(instruction, given) for instruction, given, _ in chunk])
-        answers = tokenizer.encode_batch([output for _, _, output in chunk], bos=False, eos=True)
         if sys.stderr.isatty():
             print(f"\rtokenising {first + len(chunk):,} of {len(rows):,}", end="\r", file=sys.stderr)
-        for row, prompt, answer in zip(chunk, prompts, answers, strict=True):
-            cut = limit is not None and len(prompt) + len(answer) > limit
+        for row, (ids, marks) in zip(chunk, style.encode(tokenizer, chunk), strict=True):
+            cut = limit is not None and len(ids) > limit
             if cut and not settings.truncate:
                 dropped[f"longer than {limit} tokens"] += 1
-            elif cut and len(prompt) + 2 > limit:  # not a word of the answer would be left
-                dropped[f"prompt longer than {limit} tokens"] += 1
-            else:
-                answer = answer[: limit - len(prompt) - 1] + answer[-1:] if cut else answer
-                start = max(len(prompt), 1) if settings.mask_inputs else 1
-                encoded.append(Encoded(row, np.array(prompt + answer, dtype=np.int32), start, cut))
+                continue
+            if cut:
+                ids, marks = shortened(ids, marks, limit)
+                if not any(marks):
+                    dropped[f"prompt longer than {limit} tokens"] += 1
+                    continue
+            supervised = np.array(marks) if settings.mask_inputs else np.ones(len(ids), dtype=bool)
+            supervised[0] = False
+            encoded.append(Encoded(row, np.array(ids, dtype=np.int32), supervised, cut))
     return encoded
+
+
+def shortened(ids: list[int], marks: list[bool], limit: int) -> tuple[list[int], list[bool]]:
+    """At most `limit` tokens of a conversation: an answer is cut, keeping the token that ends it; a question that would
+    be cut is left out, with all that follows. Without an answer, no mark is left."""
+    if marks[limit - 2] and marks[limit - 1]:
+        return ids[: limit - 1] + ids[-1:], marks[: limit - 1] + marks[-1:]
+    last = max((place for place in range(limit) if marks[place] and not marks[place + 1]), default=-1)
+    return ids[: last + 1], marks[: last + 1]
 
 
 def _split(samples: list[Encoded], settings: Prepare) -> tuple[list[Encoded], list[Encoded]]:
@@ -241,9 +265,7 @@ def _split(samples: list[Encoded], settings: Prepare) -> tuple[list[Encoded], li
     return train, [sample for i, sample in enumerate(samples) if i in chosen]
 
 
-def _statistics(
-    train: list[Encoded], test: list[Encoded], dropped: Counter[str], tokenizer: Tokenizer, settings: Prepare
-) -> dict[str, Any]:
+def _statistics(train: list[Encoded], test: list[Encoded], dropped: Counter[str], settings: Prepare) -> dict[str, Any]:
     """Counts for `meta.json`; lengths, and all counts that name no split, are over both."""
     import numpy as np
 
@@ -251,9 +273,6 @@ def _statistics(
     lengths = np.array([len(sample.ids) for sample in both])
     percentiles = {f"p{q}": int(np.percentile(lengths, q, method="lower")) for q in (5, 50, 95, 99)}
     known, cut = {sample.row for sample in train}, sum(sample.cut for sample in both)
-    special_ids = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
-    special = np.isin(np.concatenate([sample.ids for sample in both]), special_ids)
-    special = np.add.reduceat(special, np.cumsum(lengths) - lengths, dtype=np.int64)  # per sample
     try:
         block_size = Config.from_checkpoint(settings.checkpoint_dir).block_size
     except UserError:  # a folder with a tokenizer only
@@ -265,14 +284,13 @@ def _statistics(
             "test": len(test),
             "repeated": len(both) - len({sample.row for sample in both}),
             "test_in_train": sum(sample.row in known for sample in test),
-            "spelling_special_tokens": int((special > tokenizer.use_bos + 1).sum()),
         },
         "dropped": dict(dropped.most_common()),
         "tokens": {
             "train": sum(len(sample.ids) for sample in train),
-            "train_supervised": sum(len(sample.ids) - sample.start for sample in train),
+            "train_supervised": sum(int(sample.supervised.sum()) for sample in train),
             "test": sum(len(sample.ids) for sample in test),
-            "test_supervised": sum(len(sample.ids) - sample.start for sample in test),
+            "test_supervised": sum(int(sample.supervised.sum()) for sample in test),
         },
         "lengths": {"mean": round(float(lengths.mean()), 2), **percentiles, "max": int(lengths.max())},
         "truncated": {"rows": cut, "share": cut / len(both)},
@@ -304,8 +322,6 @@ def _report(folder: Path, meta: dict[str, Any], sizes: dict[str, int], settings:
         lines["too long"] = f"{longer['rows']:,} rows for this model's {longer['block_size']:,} tokens"
     if rows["repeated"]:
         lines["repeated"] = f"{rows['repeated']:,} rows; {rows['test_in_train']:,} test rows are in train too"
-    if rows["spelling_special_tokens"]:
-        lines["careful"] = f"{rows['spelling_special_tokens']:,} rows spell the tokenizer's BOS or EOS in their text"
     lines["wrote"] = f"{folder}: " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items())
     paths = ["--checkpoint_dir", settings.checkpoint_dir, "--data_dir", str(folder)]
     lines["next"] = shlex.join(["python", "finetune/lora.py", *paths, "--out_dir", f"out/lora/{folder.name}"])

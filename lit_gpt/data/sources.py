@@ -1,7 +1,8 @@
 """Rows of a data set: reading files, checking every row, naming what is wrong with it.
 
 A reader (`json_rows`, `csv_rows`) yields `(place, row)`: where the row stands, for example `train.jsonl:12`, and its
-keys and values, or a `BadRow`. A taker (`take`, `take_alpaca_libre`) turns a row into a `Sample` or says why not.
+keys and values, or a `BadRow`. A taker (`take`, `take_alpaca_libre`) turns a row into a `Conversation`
+or says why not.
 """
 
 import csv
@@ -19,10 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lit_gpt.files import atomic
+from lit_gpt.prompts import Conversation, Turn
 from lit_gpt.settings import UserError
-
-Sample = tuple[str, str, str]
-"""Instruction, input (may be empty), output; stripped of blanks at both ends."""
 
 FIELDS = {"instruction": "instruction", "input": "input", "output": "output"}
 """What a sample is made of -> the key it has in a row."""
@@ -145,8 +144,10 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield place, dict(zip(header, fields, strict=True))
 
 
-def take(place: str, row: Any, keys: dict[str, str] = FIELDS) -> Sample:
-    """The sample in a row. `keys` says which key holds what; input may be missing or null unless `keys` renames it.
+def take(place: str, row: Any, keys: dict[str, str] = FIELDS) -> Conversation:
+    """The conversation in a row, its texts stripped of blanks at both ends.
+
+    `keys` says which key holds what; input may be missing or null unless `keys` renames it.
 
     Raises:
         BadRow: not an object, a key is missing, or a value is not text.
@@ -173,17 +174,19 @@ def take(place: str, row: Any, keys: dict[str, str] = FIELDS) -> Sample:
         raise LeftOut("empty output")
     if not values["instruction"] and not values["input"]:
         raise LeftOut("empty instruction")
-    return values["instruction"], values["input"], values["output"]
+    return Turn("user", values["instruction"], values["input"]), Turn("assistant", values["output"])
 
 
-def take_alpaca_libre(place: str, row: Any) -> Sample:
-    """The sample in a row of Alpaca-Libre: `status` must be "ok"; an input of "<noinput>" or the like is no input."""
+def take_alpaca_libre(place: str, row: Any) -> Conversation:
+    """The conversation in a row of Alpaca-Libre: `status` must be "ok"; an input of "<noinput>" or the like is none."""
     if isinstance(row, dict) and row.get("status") != "ok":
         if "status" not in row:
             raise BadRow(f"{place}: no key 'status' among {_shown(', '.join(map(str, row)))}; is this Alpaca-Libre?")
         raise LeftOut(f"status {_shown(row['status'])}")
-    instruction, given, output = take(place, row)
-    return instruction, "" if re.fullmatch(r"\W*no ?input\W*", given, re.IGNORECASE) else given, output
+    question, answer = take(place, row)
+    if re.fullmatch(r"\W*no ?input\W*", question.input, re.IGNORECASE):
+        question = question._replace(input="")
+    return question, answer
 
 
 def parse_map(text: str) -> dict[str, str]:
