@@ -254,7 +254,11 @@ def _report(error: Exception, message: str, argv: list[str], code: int) -> int:
     if "--debug" in argv:
         print(_TOKEN.sub("hf_***", "".join(traceback.format_exception(error))), end="", file=sys.stderr)
     hint = "" if code == 2 or "--debug" in argv else " (--debug shows where)"
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    line = _TOKEN.sub("hf_***", line)  # an access token that stands where none belongs
-    print(f"error: {line}{hint}", file=sys.stderr)
+    print(f"error: {one_line(message)}{hint}", file=sys.stderr)
     return code
+
+
+def one_line(message: str) -> str:
+    """A message for a terminal: no control characters, and no access token that stands where none belongs."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return _TOKEN.sub("hf_***", line)

@@ -16,12 +16,10 @@ import numpy as np
 import torch
 
 from lit_gpt.archive import prove, save
-from lit_gpt.files import read_sealed, sealed, write_json
+from lit_gpt.data import FORMAT
+from lit_gpt.files import read_sealed, sealed, sha256, write_json
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
-
-FORMAT = 1
-"""Version of the files; a reader refuses others."""
 
 
 def write_dataset(
@@ -49,8 +47,10 @@ def write_dataset(
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --destination_path") from error
     for split, (samples, masks) in splits.items():
         _write_split(folder / f"{split}.pt", samples, masks)
-    write_json(folder / "meta.json", sealed({"format": FORMAT, **meta, "tokenizer": _describe(tokenizer)}))
-    return {name: (folder / name).stat().st_size for name in (*(f"{split}.pt" for split in splits), "meta.json")}
+    files = {f"{split}.pt": sha256(folder / f"{split}.pt") for split in splits}
+    facts = {"format": FORMAT, **meta, "files": files, "tokenizer": _describe(tokenizer)}
+    write_json(folder / "meta.json", sealed(facts))
+    return {name: (folder / name).stat().st_size for name in (*files, "meta.json")}
 
 
 def _write_split(path: Path, samples: list[np.ndarray], masks: list[np.ndarray]) -> None:

@@ -8,8 +8,8 @@
 | OpenAI | `messages`: objects with `role` and `content`, also `tool_calls` |
 | ShareGPT | `conversations`: objects with `from` and `value`; or texts, user and assistant in turn (LIMA) |
 
-A key `system` is the system's turn; `tools`, as ShareGPT rows have it, is appended to that. `take` finds out which it is
-by the keys of each row, unless `--map` names them.
+A key `system` is the system's turn; `tools`, as ShareGPT rows have it, is appended to that. `take` finds out which
+format it is by the keys of each row, unless `--map` names them.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Published data sets by name: where they are, what their rows say, and their licence.
 
-A new one is a function here, a launcher and a row of `lit_gpt.cli`. Files are found by URL or in a repository of the hub.
+A new one is a function here, a launcher, and a row of `lit_gpt.cli`. Its files are at an address or in a repository of
+the hub.
 """
 
 import re
@@ -11,7 +12,7 @@ from typing import Any
 from lit_gpt.data.formats import LeftOut, pair, take
 from lit_gpt.data.prepare import Prepare, Source, prepare
 from lit_gpt.data.readers import BadRow, shown
-from lit_gpt.prompts import Conversation, Turn
+from lit_gpt.prompts import Conversation
 from lit_gpt.settings import UserError
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -58,7 +59,9 @@ def prepare_longform(settings: Prepare) -> None:
 
 def prepare_gsm8k(settings: Prepare) -> None:
     """Prepares GSM8K: 7,500 problems of primary-school mathematics with solutions step by step; JSON lines."""
-    urls = [f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data/{split}.jsonl" for split in ("train", "test")]
+    urls = [
+        f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data/{split}.jsonl" for split in ("train", "test")
+    ]
     prepare(settings, Source("gsm8k", take_gsm8k, urls=urls[:1], test=urls[1], licence="MIT"))
 
 
@@ -86,7 +89,7 @@ def take_alpaca_libre(place: str, row: Any) -> Conversation:
         if "status" not in row:
             raise BadRow(f"{place}: no key 'status' among {shown(', '.join(map(str, row)))}; is this Alpaca-Libre?")
         raise LeftOut(f"status {shown(row['status'])}")
-    question, answer = take(place, row)
+    question, answer = take(place, row, {field: field for field in ("instruction", "input", "output")})
     further = "" if re.fullmatch(r"\W*no ?input\W*", question.input, re.IGNORECASE) else question.input
     return pair(question.text, answer.text, further)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from lit_gpt.files import sha256
 from lit_gpt.settings import UserError
 
 Row = tuple[str, Any]
@@ -29,6 +30,7 @@ MOST = 1 << 25
 SUFFIXES = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """What the files of a folder are read as; others in it are passed over."""
 BLOCK = 1 << 20
+NUL = "a NUL byte; this is a binary file, or text to be saved as UTF-8"
 
 
 class BadRow(Exception):
@@ -39,6 +41,16 @@ def kind(path: str | Path) -> str | None:
     """What a file is by its name, "json", "csv" or "parquet"; None if that does not say."""
     name = str(path).lower().removesuffix(".gz")
     return SUFFIXES.get(os.path.splitext(name)[1])
+
+
+def stem(name: str) -> str:
+    """A name for what a file, folder, pattern, address or repository holds: without the suffixes of data files."""
+    path = Path(name)
+    if glob.has_magic(path.name):
+        return path.parent.name or "rows"
+    if kind(name) and path.suffix.lower() == ".gz":
+        path = path.with_suffix("")
+    return path.stem if kind(name) else path.name
 
 
 def expand(names: list[str], flag: str = "--data_file") -> list[Path]:
@@ -66,6 +78,18 @@ def expand(names: list[str], flag: str = "--data_file") -> list[Path]:
         else:
             found.append(path)
     return found
+
+
+def fingerprint(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def rows(path: Path, unnamed: str = "json") -> Iterator[Row]:
@@ -116,7 +140,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    if path.is_symlink() and not path.exists():
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
         return UserError(f"{path} is a link to {os.readlink(path)}, which is not there; mend the link")
     if isinstance(error, FileNotFoundError):
         names = os.listdir(path.parent) if path.parent.is_dir() else []
@@ -164,6 +188,8 @@ def _json(path: Path, text: TextIO) -> Iterator[Row]:
     number, line = next(lines, (0, ""))
     if not line:
         raise UserError(f"{path} is empty; is the download complete?")
+    if "\0" in line:
+        raise UserError(f"{path}:{number}: {NUL}")
     if line.lstrip()[0] == "[" or line.strip() == "{":  # an array, or an object over several lines
         yield from _Values(path, text, number, line).rows()
         return
@@ -266,7 +292,7 @@ def _broken_json(place: str, error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         near = error.doc[max(0, error.pos - 20) : error.pos + 60]
         if "\0" in near:
-            return f"{place}: a NUL byte; this is a binary file, or text to be saved as UTF-8"
+            return f"{place}: {NUL}"
         what = f"{error.msg}, near {shown(near)}"
     else:
         what = str(error) if isinstance(error, _UnfitError) else f"{type(error).__name__}: {error}"
@@ -298,7 +324,7 @@ def _csv(path: Path, text: TextIO) -> Iterator[Row]:
         try:
             fields = next(reader)
             if "\0" in "".join(fields):
-                raise csv.Error("a NUL byte: this is a binary file, or text to be saved as UTF-8")
+                raise csv.Error(NUL)
         except StopIteration:
             return
         except csv.Error as error:
