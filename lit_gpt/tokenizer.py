@@ -34,8 +34,9 @@ class _Json:
         self.find, self.piece = self.model.token_to_id, self.model.id_to_token
 
     def encode(self, texts: Sequence[str], literal: bool = False) -> list[list[int]]:
-        self.model.encode_special_tokens = literal
-        return [found.ids for found in self.model.encode_batch(texts, add_special_tokens=False)]
+        if self.model.encode_special_tokens != literal:  # cannot be set while another thread encodes
+            self.model.encode_special_tokens = literal
+        return [found.ids for found in self.model.encode_batch_fast(texts, add_special_tokens=False)]
 
     def starts_anew(self, config: dict[str, Any]) -> bool:
         """Whether the text after a special token is encoded like the beginning of one."""
