@@ -96,6 +96,8 @@ class _SentencePiece:
 
 _GUARD = "\ufdd0"
 """A character that stands for none: put into the text of a special token, it keeps it from becoming that token."""
+_UNUSED = re.compile("[\ufdd0-\ufdef]")
+"""Characters that Unicode gives to programs; they do not come in texts."""
 
 _KINDS = {"tokenizer.json": _Json, "tokenizer.model": _SentencePiece}
 
@@ -215,8 +217,22 @@ class Tokenizer:
 
     def guard(self, text: str) -> str:
         """The text such that `encode_pieces` reads it as plain characters, also where it spells special tokens."""
-        text = text.replace(_GUARD, "")
-        return self._find_special.sub(lambda found: found[0][0] + _GUARD + found[0][1:], text)
+
+        def broken(found: re.Match) -> str:
+            start = len(found[0]) - len(found[0].lstrip()) + 1
+            return found[0][:start] + _GUARD + found[0][start:]
+
+        return self._find_special.sub(broken, _UNUSED.sub("", text))
+
+    def first_special(self, text: str) -> str | None:
+        """The first special token that a text spells."""
+        found = self._find_special.search(text)
+        return found and found[0].strip()
+
+    def last_special(self, text: str) -> str | None:
+        """The special token with which a text ends."""
+        found = self._find_special.split(text)
+        return found[-2].strip() if len(found) > 1 and not found[-1] else None
 
     def encode_pieces(
         self, rows: Sequence[Sequence[tuple[str, bool]]], *, bos: bool, own: bool = False

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"settings", "files"},
     {"families"},
-    {"config", "prompts", "tokenizer"},
+    {"config", "prompts", "template", "tokenizer"},
     {"archive", "attention", "loss", "lean"},
     {"model"},
     {"quantize"},

@@ -6,6 +6,8 @@ are written are described in `lit_gpt.data.dataset`.
 
 import contextlib
 import gc
+import hashlib
+import json
 import shlex
 import sys
 from collections import Counter
@@ -72,7 +74,8 @@ class Prepare:
     truncate: bool = False
     """With --max_seq_length: shorten the answers of longer samples instead, keeping the end-of-text token."""
     prompt_style: str = "alpaca"
-    """How an instruction becomes a prompt: alpaca, plain, … (lit_gpt/prompts.py)."""
+    """How a conversation becomes text: alpaca, chatml, llama3, … (lit_gpt/prompts.py); model: by the model's own chat
+    template; or a template's file (.jinja)."""
     skip_bad_rows: bool | None = None
     """Leave out broken rows, count them, and list them in skipped.txt; false: stop. Unset: stop, except in a download,
     which nobody can mend."""
@@ -80,7 +83,7 @@ class Prepare:
     """Licence of the data, for meta.json; unset: the published one, where it is known."""
 
     def __post_init__(self) -> None:
-        get_style(self.prompt_style)
+        get_style(self.prompt_style, self.checkpoint_dir)
         if not 0 < self.test_split_fraction < 1:
             raise UserError(f"--test_split_fraction: {self.test_split_fraction} is not between 0 and 1")
         check_seed(self.seed)
@@ -196,10 +199,11 @@ def prepare(settings: Prepare, source: Source) -> None:
     Raises:
         UserError: no such file, a broken one, broken rows, or none that can be used.
     """
-    tokenizer, style = Tokenizer(settings.checkpoint_dir), get_style(settings.prompt_style)
+    tokenizer, style = Tokenizer(settings.checkpoint_dir), get_style(settings.prompt_style, settings.checkpoint_dir)
     folder = Path(settings.destination_path or f"data/{source.name}")
     found = find(settings, source, folder)
-    made = _made_of(found, settings, source, style, tokenizer)
+    files = [{"file": path.name, "sha256": fingerprint(path)} for path in found.train + found.test]
+    made = _made_of(files, len(found.test), settings, source, style, tokenizer)
     if (meta := _kept(folder, made)) is not None:
         sizes = {name: (folder / name).stat().st_size for name in (*meta["files"], "meta.json")}
         _report(folder, meta, sizes, settings, "unchanged")
@@ -227,7 +231,7 @@ def prepare(settings: Prepare, source: Source) -> None:
         "name": source.name,
         **_statistics(train, test, counts, settings),
         "broken_rows": broken[:SHOWN],
-        "sources": made["sources"],
+        "sources": files,
         "urls": [],
         **found.origin,
         "licence": settings.licence or source.licence,
@@ -251,23 +255,25 @@ def _recorded(settings: Prepare) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name != "token"}
 
 
-def _made_of(found: Found, settings: Prepare, source: Source, style: Style, tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that decides what a prepared set holds."""
+def _made_of(
+    files: list[dict[str, str]], tests: int, settings: Prepare, source: Source, style: Style, tokenizer: Tokenizer
+) -> str:
+    """A digest of all that decides what a prepared set holds; the last `tests` files are the test split's."""
     places = ("checkpoint_dir", "destination_path", "data_file", "data_url", "repo_id", "revision", "test_file")
-    return {
-        "sources": [{"file": path.name, "sha256": fingerprint(path)} for path in found.train + found.test],
-        "test_files": len(found.test),
-        "name": source.name,
-        "unnamed": source.unnamed,
-        "settings": {name: value for name, value in _recorded(settings).items() if name not in places},
+    facts = {
+        "files": files,
+        "tests": tests,
+        "read as": [source.name, source.unnamed],
+        "settings": {k: v for k, v in _recorded(settings).items() if k not in (*places, "prompt_style")},
         "prompt_style": style.name,
         "tokenizer": [tokenizer.hash, tokenizer.bos_id, tokenizer.eos_id, tokenizer.use_bos],
         "block_size": _block_size(settings),
         "version": [FORMAT, VERSION],
     }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _kept(folder: Path, made: dict[str, Any]) -> dict[str, Any] | None:
+def _kept(folder: Path, made: str) -> dict[str, Any] | None:
     """The `meta.json` of a whole set in `folder` that was made of the same; None: there is none."""
     try:
         meta = read_sealed(folder / "meta.json")
