@@ -1,4 +1,4 @@
-"""A small hub on this machine: the part of the Hugging Face HTTP API that its client uses to fetch models and data sets.
+"""A small hub on this machine: the part of the Hugging Face HTTP API that its client uses to fetch repositories.
 
     with HubServer() as hub:
         repo = hub.add("org/name", {"config.json": b"{}"}, lfs={"model.safetensors": b"..."})
@@ -6,7 +6,8 @@
         ...  # a client with HF_ENDPOINT=hub.endpoint
 
 Answered: `/api/models/ID[/revision/REV]`, `/api/models/ID/tree/COMMIT`, and HEAD and GET (with Range) of
-`/ID/resolve/REV/FILE`; the same for data sets, whose ID here begins with `datasets/`. Large files (`lfs`) are redirected to another origin, as the hub redirects to its storage.
+`/ID/resolve/REV/FILE`; the same for data sets, whose ID here begins with
+`datasets/`. Large files (`lfs`) are redirected to another origin, as the hub redirects to its storage.
 `requests` logs what was asked. Errors carry the hub's codes in `X-Error-Code`.
 """
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SENTENCES, SHARED, command, train_byte_level
 
+from lit_gpt.data import prepare as data_prepare
 from lit_gpt.data import readers
 from lit_gpt.data.dataset import TokenDataset, check_tokenizer, write_dataset
 from lit_gpt.prompts import get_style
@@ -152,6 +153,72 @@ def test_same_command_same_bytes(prepared: Callable, model: Path) -> None:
     assert numbers == [4, 12, 15, 16, 19, 26, 27, 37]
     prepared("--test_split_fraction", 0.2, "--seed", 7)
     assert numbers != [int(text.split()[-1]) for text in texts(folder, model, "test")]
+
+
+def test_an_identical_call_leaves_all_as_it_is(
+    prepared: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, _ = prepared()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    was = capsys.readouterr().err
+
+    def again(*argv: object, rows: list = ROWS) -> bool:
+        """Whether the set was kept; in any case it is what it should be."""
+        prepared(*argv, rows=rows)
+        assert len(TokenDataset(folder)) > 0
+        return "unchanged" in capsys.readouterr().err
+
+    assert again()
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    moved = rows_file(tmp_path / "elsewhere/rows.jsonl")
+    assert (
+        prepare(
+            "json",
+            Path(was.split("--checkpoint_dir ")[1].split()[0]),
+            "--data_file",
+            moved,
+            "--destination_path",
+            folder,
+        )
+        == 0
+    )  # the same content at another place
+    assert "unchanged" in capsys.readouterr().err
+    assert not again(rows=ROWS[:-1])
+    assert not again("--seed", 2)
+    assert not again("--prompt_style", "plain")
+    assert not again()
+    with open(folder / "train.pt", "ab") as file:
+        file.write(b"?")
+    assert not again()
+    (folder / "test.pt").unlink()
+    assert not again()
+    (folder / "meta.json").write_text("{}")
+    assert not again()
+    monkeypatch.setattr(data_prepare, "VERSION", 99)
+    assert not again()
+
+
+def test_chunks_and_threads_change_nothing(
+    prepared: Callable, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes whether rows are tokenised at once, or a few at a time while others are."""
+    rows = [{**row, "output": f"{row['output']} {n}"} for n in range(9) for row in ROWS] + [{"text": "The sun."}] * 9
+    folder, _ = prepared(rows=rows)
+    whole = {name: (folder / name).read_bytes() for name in ("train.pt", "test.pt")}
+    for chunk in (1, 7, 64):
+        shutil.rmtree(folder)
+        monkeypatch.setattr(data_prepare, "CHUNK", chunk)
+        prepared(rows=rows)
+        assert whole == {name: (folder / name).read_bytes() for name in whole}
+
+
+@pytest.mark.parametrize("style", ["alpaca", "plain", "chatml"])
+def test_plain_text_is_learnt_as_it_stands(prepared: Callable, model: Path, style: str) -> None:
+    folder, _ = prepared("--prompt_style", style, rows=[{"text": " The old cat.\n"}] * 5)
+    data, tokenizer = TokenDataset(folder), Tokenizer(model)
+    text = tokenizer.encode("The old cat.", eos=True)
+    assert [data.ids(i).tolist() for i in range(len(data))] == [text] * 4
+    assert data.supervised(0).tolist() == [False] + [True] * (len(text) - 1)
 
 
 @pytest.mark.parametrize(("fraction", "size"), [(0.0001, 1), (0.5, 20), (0.26, 10)])

@@ -43,6 +43,10 @@ def kind(path: str | Path) -> str | None:
     return SUFFIXES.get(os.path.splitext(name)[1])
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise _unreadable(Path(error.filename), error) from error
+
+
 def stem(name: str) -> str:
     """A name for what a file, folder, pattern, address or repository holds: without the suffixes of data files."""
     path = Path(name)
@@ -56,7 +60,7 @@ def stem(name: str) -> str:
 def expand(names: list[str], flag: str = "--data_file") -> list[Path]:
     """The files that are meant: a file, a folder (all data files in it and below), or a pattern such as "data/*.jsonl".
 
-    Links are followed, but not into other folders. The order is that of the names.
+    A link to a file is followed; in a folder, one to another folder is not. The order is that of the names.
 
     Raises:
         UserError: there is no such file, or none in the folder; names the nearest.
@@ -65,7 +69,7 @@ def expand(names: list[str], flag: str = "--data_file") -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            below = [Path(folder, file) for folder, _, files in os.walk(path) for file in files]
+            below = [Path(folder, file) for folder, _, files in os.walk(path, onerror=_refuse) for file in files]
             inside = sorted(file for file in below if kind(file) and not file.name.startswith("."))
             if not inside:
                 raise UserError(f"{flag}: no {', '.join(SUFFIXES)} file in the folder {path}; name the file itself")
@@ -265,7 +269,7 @@ class _Values:
                 if not cut or len(self.buffer) - self.at > MOST or not self.fill():
                     self.refuse(error)
             else:
-                if end < len(self.buffer) or not self.fill():  # a number at the end might go on
+                if end < len(self.buffer) - 4 or not self.fill():  # a number at the end might go on, say with e-05
                     self.at = end
                     return found
 
@@ -311,7 +315,15 @@ def _csv(path: Path, text: TextIO) -> Iterator[Row]:
         UserError: its header is broken.
     """
     csv.field_size_limit(MOST)  # the library's own limit refuses answers beyond 128 KB
-    lines = _lines(text)
+    long: list[int] = []
+
+    def noted() -> Iterator[str]:
+        for number, line in enumerate(_lines(text), 1):
+            if len(line) > MOST:
+                long.append(number)
+            yield line
+
+    lines = noted()
     blank, first = next(((blank, line) for blank, line in enumerate(lines) if line.strip()), (0, ""))
     if not first:
         raise UserError(f"{path} is empty; is the download complete?")
@@ -323,6 +335,8 @@ def _csv(path: Path, text: TextIO) -> Iterator[Row]:
         place = f"{path}:{blank + reader.line_num + 1}"
         try:
             fields = next(reader)
+            if long:
+                raise csv.Error(f"more than {MOST:,} characters in line {long.pop()}; is a line break missing?")
             if "\0" in "".join(fields):
                 raise csv.Error(NUL)
         except StopIteration:
