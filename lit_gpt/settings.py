@@ -176,19 +176,24 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: dict[str, Any] | None = None) -> list:
     """Parses `argv` into one instance per dataclass of `classes`; their fields share one flat space of flag names.
 
-    `defaults` replaces the fields' own defaults (a launcher's constants); flags and `--config` win over both.
+    `defaults` replaces the fields' own defaults (a launcher's constants); flags and `--config` win over both. A class
+    may have a `FIRST_WORD`: the field whose value can stand as the first word, without its flag.
 
     Raises:
         UserError: unknown flag or key, wrong type, missing required flag, or whatever a `__post_init__` refuses.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"python {prog} [flags]" if prog.endswith(".py") else f"{prog} [flags]"
+    first = next((cls.FIRST_WORD for cls in classes if hasattr(cls, "FIRST_WORD")), None)
+    flags = f"{first.upper()} [flags]" if first else "[flags]"
+    usage = f"python {prog} {flags}" if prog.endswith(".py") else f"{prog} {flags}"
     parser = _Parser(prog, usage=usage, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action=_ConfigFile)
     parser.add_argument("--debug", action="store_true")
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)
     parser.set_defaults(defaults or {})
+    if first and argv and not argv[0].startswith("-"):
+        argv = [f"--{first}={argv[0]}", *argv[1:]]
     argv = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in argv]
     try:
         values = parser.parse_args(argv)

@@ -224,6 +224,10 @@ class Tokenizer:
 
         return self._find_special.sub(broken, _UNUSED.sub("", text))
 
+    def is_special(self, i: int) -> bool:
+        """Whether an id is a special token, which `decode` leaves out."""
+        return i in self._backend.hidden or i in (self.bos_id, self.eos_id)
+
     def first_special(self, text: str) -> str | None:
         """The first special token that a text spells."""
         found = self._find_special.search(text)

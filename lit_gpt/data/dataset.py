@@ -133,6 +133,11 @@ class TokenDataset:
         bits = np.unpackbits(self._supervised[start // 8 : (end + 7) // 8])
         return torch.from_numpy(bits[start % 8 : start % 8 + end - start].astype(bool))
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """All samples one after the other: their tokens, and which of them are to be predicted, (total,) bool."""
+        tokens = self._tokens.numpy()
+        return tokens, np.unpackbits(self._supervised, count=len(tokens)).astype(bool)
+
 
 def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Refuses a data set that was made with another tokenizer, or with other special tokens, than the model's.
