@@ -24,7 +24,7 @@ Scored = tuple[tuple[int, ...], int]
 
 def pack_length_for(device: torch.device) -> int:
     """Tokens of a row that are enough to keep the device busy."""
-    return 640 if device.type == "cpu" else 4096
+    return 1024 if device.type == "cpu" else 4096
 
 
 class Score(NamedTuple):

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import difflib
 import itertools
+import json
 import re
 import signal
 import sys
@@ -189,6 +190,9 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)
     parser.set_defaults(defaults or {})
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    for name in (cls.positional for cls in classes if words and hasattr(cls, "positional")):
+        argv = [f"--{name}", json.dumps(words), *argv[len(words) :]]  # a list that needs no flag
     argv = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in argv]
     try:
         values = parser.parse_args(argv)
