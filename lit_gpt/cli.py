@@ -39,6 +39,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "merge lora": ("merge:merge_lora", "merge:Merge"),
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
+    "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
+    "plot": ("results:plot", "results:Plot"),
 }
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "finetune", "merge", "export", "harness", "evaluate"},
+    {"generate", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "scripts", "eval"]
