@@ -276,11 +276,13 @@ def write_gguf(folder: Path, finetuned: Path | None, out: Path) -> None:
     """Lets llama.cpp's converter work on the folder, or says how; writes an Ollama Modelfile beside it."""
     from lit_gpt.checkpoint import read_finetuned
     from lit_gpt.prompts import get_style
+    from lit_gpt.tokenizer import Tokenizer
 
     command = ["convert_hf_to_gguf.py", str(out), "--outfile", str(out / "model.gguf")]
     style = get_style(read_finetuned(finetuned, folder)["prompt_style"] if finetuned else "plain")
     stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in style.stop)
-    write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{style.prompt("{{ .Prompt }}")}"""\n{stops}')
+    template = style.prompt("{{ .Prompt }}", tokenizer=Tokenizer(folder))
+    write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{template}"""\n{stops}')
     program = shutil.which(command[0])
     if program is None:
         print(

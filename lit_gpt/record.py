@@ -40,7 +40,7 @@ def describe_run(
         "method": describe(method),
         "base": base_identity(settings.checkpoint_dir)
         | {"content": prove_weights(settings.checkpoint_dir), "config": config.to_dict()},
-        "data": {key: meta.get(key) for key in ("name", "tokenizer", "sources", "licence")}
+        "data": {key: meta.get(key) for key in ("name", "tokenizer", "sources", "licence", "prompt_style")}
         | {f"{split}.pt": dataset.digest for split, dataset in splits.items()},
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "threads": torch.get_num_threads(),

@@ -1,6 +1,7 @@
 """One finetuning run: what is trained on, how long, and what is logged, validated and saved on the way."""
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -20,7 +21,7 @@ from lit_gpt.files import write_json
 from lit_gpt.memory import give_back, memory_error_explained
 from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_state
 from lit_gpt.model import GPT
-from lit_gpt.prompts import get_style
+from lit_gpt.prompts import Turn, get_style
 from lit_gpt.ranks import Ranks, divide_state
 from lit_gpt.record import command_line
 from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
@@ -282,16 +283,16 @@ class Run:
         return self.progress.val_loss
 
     def _answer(self) -> str:
-        """The model's answer to `eval_prompt`, up to its end-of-text token."""
-        prompt = get_style(self.work.prompt_style).prompt(self.settings.eval_prompt)
-        ids = self.tokenizer.encode(prompt, bos=self.tokenizer.use_bos)
-        end = self.tokenizer.eos_id
-        stop = [] if self.ranks.sharded else [end]  # divided weights need all ranks to make equally many passes
+        """The model's answer to `eval_prompt`, up to the token that ends it."""
+        style = get_style(self.work.prompt_style)
+        ids = style.encode_prompt(self.tokenizer, (Turn("user", self.settings.eval_prompt),))
+        ends = style.stop_ids(self.tokenizer)
+        stops = [] if self.ranks.sharded else ends  # divided weights need all ranks to make equally many passes
         self.gpt.eval()
         with self.fabric.autocast():
-            (answer,) = complete(self.gpt, [ids], self.settings.eval_max_new_tokens, stop_ids=stop)
+            (answer,) = complete(self.gpt, [ids], self.settings.eval_max_new_tokens, stop_ids=stops)
         self.gpt.train()
-        return self.tokenizer.decode(answer[: answer.index(end)] if end in answer else answer)
+        return self.tokenizer.decode(list(itertools.takewhile(lambda token: token not in ends, answer)))
 
     def _saved(self) -> str:
         """Where the last checkpoint is, in words."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CUDA_SHARE = 0.94
 """Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
 
+ENOUGH = 768
+"""Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
+
 LOOK_AHEAD = 64
 """Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
 
@@ -43,7 +46,7 @@ class Workload:
         s = self.settings = settings
         self.config, self.meta, self.ranks = config, splits["train"].meta, ranks or Ranks()
         place = (self.ranks.rank, self.ranks.world)
-        self.prompt_style: str = self.meta["settings"]["prompt_style"]
+        self.prompt_style: str = self.meta["prompt_style"]
         max_length = s.max_seq_length or config.block_size
         if config.positions == "learned" and max_length > config.block_size:
             raise UserError(f"--max_seq_length {max_length}: this model has learned {config.block_size} positions only")
@@ -119,8 +122,8 @@ class Workload:
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.
 
-        What does not fit is recomputed in the backward pass; if even that is too much, the weights are divided over the
-        devices, if there are several, and then packs become shorter.
+        Packs become shorter down to `ENOUGH` tokens; what still does not fit is recomputed in the backward pass. If
+        even that is too much, the weights are divided over the devices, if there are several.
 
         Raises:
             UserError: it cannot fit.
@@ -141,7 +144,9 @@ class Workload:
         needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer)
         if self.ranks.world > 1:
             needed = self._spread(needed, budget)
-        most = needed.most_tokens(budget, recompute=True)
+        most = needed.most_tokens(budget, recompute=False)
+        if s.low_memory or most < ENOUGH:
+            most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = max(ROUND, int(most) // ROUND * ROUND)
             print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")
