@@ -188,9 +188,10 @@ def duration(text: str | None) -> float:
 
 def finetune(settings: Finetune, method: Method) -> None:
     """Finetunes a model."""
+    rank = processes.number(settings.world)
     if settings.world == 1 or settings.dry_run:
         take_part(settings, method)
-    elif (rank := processes.number(settings.world)) is not None:
+    elif rank is not None:
         with processes.member(rank):
             take_part(settings, method)
     elif settings.num_nodes == 1:
@@ -244,16 +245,17 @@ def take_part(settings: Finetune, method: Method) -> None:
                 f"{out} holds this run, finished: nothing to do; --resume never starts it anew, "
                 "--resume with one of its checkpoints goes on from there"
             )
-            return
-        place = "cpu" if work.divide else fabric.device
-        model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=place)
-        method.attach(model)
-        if settings.init_from and not start:
-            begin_with(model, method, settings.init_from, settings.checkpoint_dir)
-        model.noise = settings.neftune_alpha
-        if work.divide:
-            shard(model, ranks, fabric.device)
-        Run(fabric, settings, method, model.train(), work, tokenizer, told, start, ranks).go()
+        else:
+            place = "cpu" if work.divide else fabric.device
+            model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=place)
+            method.attach(model)
+            if settings.init_from and not start:
+                begin_with(model, method, settings.init_from, settings.checkpoint_dir)
+            model.noise = settings.neftune_alpha
+            if work.divide:
+                shard(model, ranks, fabric.device)
+            Run(fabric, settings, method, model.train(), work, tokenizer, told, start, ranks).go()
+        ranks.leave()
 
 
 def launch(settings: Finetune) -> "Fabric":

@@ -68,6 +68,12 @@ class Ranks:
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
+    def leave(self) -> None:
+        """Waits for all, and takes leave of them."""
+        if self.world > 1:
+            self.gather()
+            dist.destroy_process_group()
+
     def add(self, tensor: Tensor) -> None:
         """Adds up a tensor over the ranks, in place."""
         if self.world > 1:
@@ -122,15 +128,15 @@ def shard(model: "GPT", ranks: Ranks, device: torch.device) -> None:
         device: where the shards go.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     trained = {p for p in model.parameters() if p.requires_grad}
     beside = trained if any(not p.requires_grad for p in model.parameters()) else set()
     for parameter in beside:
         parameter.data = parameter.data.to(device)
-    mesh = init_device_mesh(device.type, (ranks.world,))
+    mesh, wide = init_device_mesh(device.type, (ranks.world,)), MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, ignored_params=beside)
+        fully_shard(module, mesh=mesh, ignored_params=beside, mp_policy=wide)
         module.set_gradient_divide_factor(1.0)  # gradients are sums, not means
         module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "loss_sum")
