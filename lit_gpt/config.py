@@ -1,12 +1,14 @@
 """The architecture of a model: what `lit_gpt.model.GPT` needs to know to be built, and nothing else."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.families import ACTIVATIONS, catalogue, family
+from lit_gpt.families import ACTIVATIONS, catalogue, family, litgpt
 from lit_gpt.files import read_json, read_sealed
 from lit_gpt.settings import UserError
 
@@ -22,6 +24,8 @@ KINDS = {
 """What some fields can be."""
 POSITIVE = ("embed_scale", "clip_qkv", "attn_scale", "attn_softcap", "logit_softcap", "rope_local_base")
 """Numbers that a model may have or not."""
+CONVERT_LITGPT = "convert it: python scripts/convert_litgpt_checkpoint.py --checkpoint_dir {} --out_dir NEW_FOLDER"
+"""What to do about a checkpoint of litgpt."""
 LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -179,17 +183,23 @@ class Config:
         place = "config.json" if isinstance(source, dict) else source
         if not isinstance(hf, dict) or "model_type" not in hf:
             raise UserError(f"{place}: no model_type; is this the config.json of a language model?")
-        try:
+        with _errors_of(place):
             module = family(hf["model_type"])
             if hf.get("quantization_config"):
                 raise UserError("quantization_config: these weights are quantised already; download the original model")
             return cls(family=module.__name__.rpartition(".")[2], **module.fields(hf))
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-        except KeyError as error:
-            raise UserError(f"{place}: key {error} is missing") from error
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise UserError(f"{place}: a value is of the wrong type ({error})") from error
+
+    @classmethod
+    def from_litgpt(cls, checkpoint_dir: Path) -> "Config":
+        """Reads the description of a checkpoint of litgpt; the `family` is that of its tensors' names.
+
+        Raises:
+            UserError: as `from_hf`.
+        """
+        path = litgpt.description(checkpoint_dir)
+        found = litgpt.read_yaml(path)
+        with _errors_of(path):
+            return cls(family="litgpt", **litgpt.fields(found))
 
     @classmethod
     def from_name(cls, name: str) -> "Config":
@@ -205,9 +215,11 @@ class Config:
         """Reads `lit_config.json` of a converted checkpoint, or its `config.json` if it is not yet converted.
 
         Raises:
-            UserError: neither file is there, or it is broken.
+            UserError: neither file is there, or it is broken, or the checkpoint is litgpt's.
         """
         path = Path(checkpoint_dir) / "lit_config.json"
+        if litgpt.is_litgpt(path.parent):
+            raise UserError(f"{checkpoint_dir} holds a checkpoint of litgpt; {CONVERT_LITGPT.format(checkpoint_dir)}")
         if path.exists():
             known = {field.name for field in dataclasses.fields(cls)}
             facts = read_sealed(path)
@@ -224,3 +236,16 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for `lit_config.json`."""
         return dataclasses.asdict(self)
+
+
+@contextlib.contextmanager
+def _errors_of(place: str | Path) -> Iterator[None]:
+    """Says which file a model is described in that cannot be read."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    except KeyError as error:
+        raise UserError(f"{place}: key {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{place}: a value is of the wrong type ({error})") from error

@@ -15,7 +15,7 @@ FLOORS = [
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
-    {"peft_files"},
+    {"peft_files", "litgpt_files"},
     {"checkpoint", "convert", "data", "decode"},
     {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},

@@ -7,6 +7,7 @@ A family file is a translation table, without torch:
 - `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer, `[]` for
   the expert. A `Stored` instead of a name says that the tensor is kept in another way: fused, turned or interleaved.
   Where exports of different years or sizes name a tensor differently, all its names lead to the same target.
+- `in_files(config)`, where that matters: which of them `transformers` writes into files for this model.
 - `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
 
 Names, sizes and licences of well-known checkpoints are in `catalogue.py`.
@@ -47,6 +48,12 @@ def family(model_type: str) -> ModuleType:
     if model_type not in known:
         raise UserError(f"model_type '{model_type}' is not supported; supported are {', '.join(sorted(known))}")
     return known[model_type]
+
+
+def in_files(config: "Config") -> list[str]:
+    """The entries of the family's `WEIGHTS` that `transformers` writes where several lead to the same parameter."""
+    module = importlib.import_module(f"{__name__}.{config.family}")
+    return list(module.in_files(config)) if hasattr(module, "in_files") else []
 
 
 _SCALINGS: dict[str, tuple[str, ...]] = {
