@@ -26,7 +26,13 @@ POSITIVE = ("embed_scale", "clip_qkv", "attn_scale", "attn_softcap", "logit_soft
 """Numbers that a model may have or not."""
 CONVERT_LITGPT = "convert it: python scripts/convert_litgpt_checkpoint.py --checkpoint_dir {} --out_dir NEW_FOLDER"
 """What to do about a checkpoint of litgpt."""
-LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+SCALINGS = {
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {"factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "attention_factor", "truncate"},
+    "longrope": {"short_factor", "attention_factor"},
+}
+"""Kinds of `rope_scaling` and the keys of each."""
 
 
 @dataclass
@@ -104,8 +110,9 @@ class Config:
     """That of layers with a window, where it differs."""
     rope_percentage: float = 1.0
     """Share of a head's channels that is rotated."""
-    rope_scaling: dict[str, float] | None = None
-    """{"factor": f}: positions divided by f (arXiv 2306.15595); with `low_freq_factor` and so on: Llama 3.1's rule."""
+    rope_scaling: dict[str, Any] | None = None
+    """{"factor": f}: positions divided by f (arXiv 2306.15595); with other keys of `SCALINGS` Llama 3.1's rule, YaRN
+    (arXiv 2309.00071), or LongRoPE (arXiv 2402.13753) within the original length: a divisor for every frequency."""
     no_rope: list[bool] | None = None
     """Layers without rotary positions; None: none of them."""
 
@@ -158,7 +165,14 @@ class Config:
     def _check_rope(self) -> None:
         numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_base", "rope_percentage", *POSITIVE)}
         numbers = {name: value for name, value in numbers.items() if value is not None or name not in POSITIVE}
-        for name, value in {**numbers, **(self.rope_scaling or {})}.items():
+        scaling = dict(self.rope_scaling or {"factor": 1})
+        if set(scaling) not in SCALINGS.values():
+            kinds = "; ".join(f"{kind}: {', '.join(sorted(keys))}" for kind, keys in SCALINGS.items())
+            raise UserError(f"rope_scaling has the keys {', '.join(map(str, scaling)):.200}; known are {kinds}")
+        if not isinstance(scaling.pop("truncate", True), bool):
+            raise UserError("truncate must be true or false")
+        divisors = scaling.pop("short_factor", [])
+        for name, value in [*numbers.items(), *scaling.items(), *(("short_factor", value) for value in divisors)]:
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise UserError(f"{name} must be a positive number, got {value!r:.80}")
         rotated = int(self.head_size * self.rope_percentage)
@@ -166,9 +180,10 @@ class Config:
             raise UserError(
                 f"rope_percentage {self.rope_percentage} takes more pairs than head_size {self.head_size} has"
             )
-        scaling = self.rope_scaling or {"factor": 1}
-        if set(scaling) not in ({"factor"}, {"factor", *LLAMA3}):
-            raise UserError(f"rope_scaling must have factor, or that and {', '.join(LLAMA3)}, got {', '.join(scaling)}")
+        if "short_factor" in (self.rope_scaling or {}) and len(divisors) != (rotated + 1) // 2:
+            raise UserError(f"short_factor must have {(rotated + 1) // 2} numbers, got {len(divisors)}")
+        if "beta_fast" in scaling and (scaling["beta_slow"] > scaling["beta_fast"] or self.rope_base <= 1):
+            raise UserError("beta_slow must not be above beta_fast, and rope_base must be above 1")
         if "low_freq_factor" in scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
             raise UserError("low_freq_factor must be below high_freq_factor")
 
@@ -232,6 +247,11 @@ class Config:
         if not (path.parent / "config.json").exists():
             raise UserError(f"no config.json in {checkpoint_dir}; download the checkpoint again (scripts/download.py)")
         return cls.from_hf(path.parent / "config.json")
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is no position beyond `block_size`, rather than none that the model was trained for."""
+        return self.positions == "learned" or "short_factor" in (self.rope_scaling or {})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for `lit_config.json`."""

@@ -10,7 +10,7 @@ FLOORS = [
     {"settings", "files"},
     {"families"},
     {"config", "prompts", "tokenizer"},
-    {"archive", "flash", "loss", "lean"},
+    {"archive", "flash", "loss", "lean", "rope"},
     {"attention"},
     {"model"},
     {"quantize"},
