@@ -3,7 +3,6 @@
 An `Attend` is what the model calls in every layer with its rotated queries and keys. Letters as in `lit_gpt.model`.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.flash import Calls, find_calls, flash, has_kernel
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ class Pack:
         return self._places[None].to(self.device, non_blocking=True)
 
     def attend(self, layer: int, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, look: Look) -> Tensor:
-        """See `Attend`. One kernel for the whole row where there is one (GPU, 16 bits), otherwise in tiles."""
-        if q_1HTD.is_cuda and q_1HTD.dtype in (torch.bfloat16, torch.float16) and look.plain(self._longest):
-            return self._varlen(q_1HTD, k_1GTD, v_1GTD, look.scale)
+        """See `Attend`. By the GPU's kernels where they can do it, otherwise in tiles."""
+        if has_kernel(q_1HTD.device, q_1HTD.dtype, q_1HTD.size(-1)) and look.plain(self._longest):
+            return flash(q_1HTD, k_1GTD, v_1GTD, self.calls, look.scale)
         return _Tiles.apply(q_1HTD, k_1GTD, v_1GTD, self._biased(look), look)
 
     @cached_property
@@ -197,41 +197,9 @@ class Pack:
         return tiles
 
     @cached_property
-    def _ends(self) -> tuple[Tensor, Tensor, int, int, Tensor | None]:
-        """Ends of the queries and keys of each piece, the longest of both, and where the keys lie in the row.
-
-        Built once per batch on the host and copied without waiting: the forward pass never waits for the device.
-        """
-        row = torch.arange(sum(self.lengths))
-        keys = [row[own] if parent is None else torch.cat((row[parent], row[own])) for own, parent in self.pieces]
-        key_lengths = [len(piece) for piece in keys]
-        cu_q = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        cu_k = (
-            torch.tensor([0, *key_lengths], dtype=torch.int32)
-            .cumsum(0, dtype=torch.int32)
-            .to(self.device, non_blocking=True)
-        )
-        shared = any(parent is not None for parent in self.parents)
-        where = torch.cat(keys).to(self.device, non_blocking=True) if shared else None
-        return cu_q.to(self.device, non_blocking=True), cu_k, max(self.lengths), max(key_lengths), where
-
-    def _varlen(self, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, scale: float) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        cu_q, cu_k, longest_q, longest_k, where = self._ends
-        q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in (q_1HTD, k_1GTD, v_1GTD))
-        if where is not None:
-            k_TGD, v_TGD = k_TGD.index_select(0, where), v_TGD.index_select(0, where)
-        known = inspect.signature(varlen_attn).parameters
-        options = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}  # torch 2.10
-        if q_THD.size(1) != k_TGD.size(1):
-            if "enable_gqa" in known:
-                options["enable_gqa"] = True
-            else:  # torch 2.10 and 2.11
-                repeats = q_THD.size(1) // k_TGD.size(1)
-                k_TGD, v_TGD = k_TGD.repeat_interleave(repeats, 1), v_TGD.repeat_interleave(repeats, 1)
-        y_THD = varlen_attn(q_THD, k_TGD, v_TGD, cu_q, cu_k, longest_q, longest_k, scale=scale, **options)
-        return y_THD.transpose(0, 1)[None]
+    def calls(self) -> Calls:
+        """Of the GPU's kernels; made once per batch."""
+        return find_calls(self.lengths, self.parents, self.device)
 
 
 ROWS = 64
