@@ -308,12 +308,24 @@ class KVCache:
         self, config: Config, batch_size: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         shape = (2, config.n_layer, batch_size, config.n_query_groups, length, config.head_size)
+        self.config = config
         self.k_LBGSD, self.v_LBGSD = torch.zeros(shape, device=device, dtype=dtype)
         self.used = 0
         """Slots that are filled in every row, while all rows move together; less of them makes it forget the rest."""
+        self.length = length
         self.reach = length
         """Slots that a call with positions looks at, as seen from slot 0: more than any of its positions."""
         self.positions_BT: Tensor | None = None
+
+    def sibling(self, batch_size: int, length: int) -> "KVCache":
+        """An empty cache of the same kind and another size."""
+        return KVCache(self.config, batch_size, length, self.k_LBGSD.device, self.k_LBGSD.dtype)
+
+    def fill(self, other: "KVCache", rows_B: Tensor) -> None:
+        """Begins every row with the tokens of a row of another cache, (B,) saying which."""
+        self.used = other.used
+        self.k_LBGSD[..., : self.used, :] = other.k_LBGSD[:, rows_B, :, : self.used]
+        self.v_LBGSD[..., : self.used, :] = other.v_LBGSD[:, rows_B, :, : self.used]
 
     def begin(self, idx_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Prepares a call of the model with these tokens; returns the positions that they take."""

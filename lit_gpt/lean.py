@@ -105,7 +105,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: (B, T, H, D); cos, sin: (B or 1, T, 1, R/2), without gradients.
     """
     if not torch.is_grad_enabled():
-        return _rotated(x, cos, sin)
+        return _rotated(x, cos, sin, 1)
     return _Rotate.apply(x, cos, sin)
 
 
