@@ -238,13 +238,37 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.v = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.o = nn.Linear(queries, config.n_embd, bias=config.out_bias)
+        self.qkv: nn.Linear | None = None
+        """The three in one; see `fuse`."""
         self.whole_norm = config.qk_norm == "all"
         """Queries and keys are normed before they are split into heads, otherwise head by head."""
         sizes = {None: None, "all": (queries, keys), "head": (config.head_size, config.head_size)}[config.qk_norm]
         self.q_norm, self.k_norm = [build_norm(config, size) for size in sizes] if sizes else (None, None)
 
+    def fuse(self) -> None:
+        """Makes one product of those for queries, keys and values, where they are plain ones: for single tokens."""
+        parts = [self.q, self.k, self.v]
+        if any(type(part) is not nn.Linear for part in parts):
+            return
+        self.qkv = nn.Linear(self.q.in_features, sum(part.out_features for part in parts), device="meta")
+        for name in ("weight", "bias"):
+            found = [getattr(part, name) for part in parts]
+            if found[0] is None:
+                self.qkv.bias = None
+                continue
+            setattr(self.qkv, name, nn.Parameter(torch.cat(found), requires_grad=False))
+            for part, own in zip(parts, getattr(self.qkv, name).split([len(x) for x in found]), strict=True):
+                setattr(part, name, nn.Parameter(own, requires_grad=False))
+
     def heads(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D) and keys (B, G, T, D), normed and rotated where the model does so, and values."""
+        if self.qkv is not None and self.q_norm is None:
+            x_BTHD = self._clipped(self.qkv(x_BTC)).unflatten(-1, (-1, self.head_size))
+            G = self.k.out_features // self.head_size
+            qk_BTHD, v_BTGD = x_BTHD.split([x_BTHD.size(2) - G, G], 2)
+            qk_BTHD = qk_BTHD if rope is None else rotate(qk_BTHD, *rope)
+            q_BTHD, k_BTGD = qk_BTHD.split([qk_BTHD.size(2) - G, G], 2)
+            return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         q_BTHD = self._placed(self._clipped(self.q(x_BTC)), self.q_norm, rope)
         k_BTGD = self._placed(self._clipped(self.k(x_BTC)), self.k_norm, rope)
         v_BTGD = self._clipped(self.v(x_BTC)).unflatten(-1, (-1, self.head_size))
