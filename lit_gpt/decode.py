@@ -83,7 +83,7 @@ class Sampling:
         return logits_BV.where(~seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty))
 
     def _kept(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores of the tokens among which is drawn (minus infinity: not this one), and their ids unless all in order."""
+        """Scores of the tokens among which is drawn, minus infinity for "not this one", and ids unless all in order."""
         ids_BK = None
         if self.top_k is not None and self.top_k < logits_BV.size(-1):
             logits_BV, ids_BK = logits_BV.topk(self.top_k, dim=-1)

@@ -17,6 +17,7 @@ from lit_gpt.attention import Attend, KVCache, Look, Pack, causal
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
+from lit_gpt.weight_only import joined
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -222,6 +223,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.head_size, self.clip = config.head_size, config.clip_qkv
+        self.n_heads = config.n_head, config.n_query_groups
         windowed = config.sliding_window is not None and (config.windowed is None or config.windowed[layer])
         self.rope: str | None = None
         """Which of the model's rotary tables it takes: "local" for windows that have their own, otherwise "global"."""
@@ -246,28 +248,22 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = [build_norm(config, size) for size in sizes] if sizes else (None, None)
 
     def fuse(self) -> None:
-        """Makes one product of those for queries, keys and values, where they are plain ones: for single tokens."""
-        parts = [self.q, self.k, self.v]
-        if any(type(part) is not nn.Linear for part in parts):
-            return
-        self.qkv = nn.Linear(self.q.in_features, sum(part.out_features for part in parts), device="meta")
-        for name in ("weight", "bias"):
-            found = [getattr(part, name) for part in parts]
-            if found[0] is None:
-                self.qkv.bias = None
-                continue
-            setattr(self.qkv, name, nn.Parameter(torch.cat(found), requires_grad=False))
-            for part, own in zip(parts, getattr(self.qkv, name).split([len(x) for x in found]), strict=True):
-                setattr(part, name, nn.Parameter(own, requires_grad=False))
+        """Makes one product of those for queries, keys and values, which pays where a call is a single token.
+
+        They are gone then: this is for a model that only decodes.
+        """
+        self.qkv = None if self.q_norm else joined([self.q, self.k, self.v])
+        if self.qkv is not None:
+            self.q = self.k = self.v = None
 
     def heads(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D) and keys (B, G, T, D), normed and rotated where the model does so, and values."""
-        if self.qkv is not None and self.q_norm is None:
+        if self.qkv is not None:
+            H, G = self.n_heads
             x_BTHD = self._clipped(self.qkv(x_BTC)).unflatten(-1, (-1, self.head_size))
-            G = self.k.out_features // self.head_size
-            qk_BTHD, v_BTGD = x_BTHD.split([x_BTHD.size(2) - G, G], 2)
+            qk_BTHD, v_BTGD = x_BTHD.split([H + G, G], 2)
             qk_BTHD = qk_BTHD if rope is None else rotate(qk_BTHD, *rope)
-            q_BTHD, k_BTGD = qk_BTHD.split([qk_BTHD.size(2) - G, G], 2)
+            q_BTHD, k_BTGD = qk_BTHD.split([H, G], 2)
             return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         q_BTHD = self._placed(self._clipped(self.q(x_BTC)), self.q_norm, rope)
         k_BTGD = self._placed(self._clipped(self.k(x_BTC)), self.k_norm, rope)
