@@ -199,8 +199,8 @@ class Plot:
 
     FIRST_WORD: ClassVar[str] = "results"
 
-    results: list[Path]
-    """Results files, in the order of the bars: plot.py base.json lora.json"""
+    results: list[str]
+    """Results files, in the order of the bars."""
     out: Path = Path("results.png")
     """Picture to write."""
     names: list[str] | None = None
@@ -215,8 +215,9 @@ class Plot:
 
 def plot(settings: Plot) -> None:
     """Draws results as a bar chart with 95 % intervals, and prints them as a Markdown table."""
-    names = settings.names or distinct([path.stem for path in settings.results])
-    runs = {name: Results.read(path) for name, path in zip(names, settings.results, strict=True)}
+    paths = [Path(name) for name in settings.results]
+    names = settings.names or distinct([path.stem for path in paths])
+    runs = {name: Results.read(path) for name, path in zip(names, paths, strict=True)}
     measures = list(dict.fromkeys(measure for run in runs.values() for measure in run.scores))
     rows = [
         [*_names(measure), *(str(run.scores[measure]) if measure in run.scores else "–" for run in runs.values())]
