@@ -20,10 +20,10 @@ FLOORS = [
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "finetune", "merge", "export", "harness", "evaluate"},
+    {"generate", "chat", "finetune", "merge", "export", "harness", "evaluate"},
     {"cli"},
 ]
-LAUNCHERS = ["finetune", "generate", "scripts", "eval"]
+LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
