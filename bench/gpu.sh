@@ -2,11 +2,12 @@
 # The measurements on a GPU, in one go, in under ten minutes, on a machine with no network.
 #
 #   TOKENIZER_DIR=checkpoints/openlm-research/open_llama_7b bash bench/gpu.sh pack     here, with network
-#   GPU_FILES=gpu_files bash bench/gpu.sh run [full] [compare] [curves]                there
+#   GPU_FILES=gpu_files bash bench/gpu.sh run [tests] [full] [compare] [curves]        there
 #
 # `pack` fills the folder GPU_FILES (to be carried there beside the repository) with what the machine lacks: the model's
 # config.json and a tokenizer, prepared data, and wheels of packages that plain PyTorch images do not have. The weights
 # are random. `run` puts a JSON file and a Markdown table per part into OUT:
+#   tests    tests/test_gpu.py: what only a GPU can show
 #   full     the engine over 20,000 samples
 #   compare  every way to run it, and the peers, on the same first steps
 #   curves   packed, padded and recomputing runs without dropout: their losses agree within bf16 noise
@@ -58,6 +59,7 @@ run() {
     mkdir -p "$out"
     for name in "$@"; do
         case $name in
+            tests) timeout 200 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$out/gpu-tests.txt" || true ;;
             full) part full 200 --systems ours --steps "${FULL_STEPS:-157}" ;;
             compare) part compare 360 --steps "${STEPS:-6}" --skip 1 \
                 --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt ;;
@@ -71,9 +73,9 @@ case ${1:-run} in
     pack) pack ;;
     run)
         shift || true
-        [ $# -gt 0 ] || set -- full compare curves
+        [ $# -gt 0 ] || set -- tests full compare curves
         for name in "$@"; do
-            case $name in full | compare | curves) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
+            case $name in tests | full | compare | curves) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
         done
         run "$@"
         ;;

@@ -127,8 +127,9 @@ def run(command: list[Any], device: str, log: Path) -> dict[str, float]:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"exit code {process.returncode}: {last}")
+        lines = log.read_text().strip().splitlines() or ["it said nothing"]
+        say("\n".join(lines[-20:]))
+        raise RuntimeError(f"exit code {process.returncode}: {lines[-1]}")
     others = busy_seconds() - busy - usage.ru_utime - usage.ru_stime
     share = others / (time.perf_counter() - started) / os.cpu_count()
     return {"memory_gb": usage.ru_maxrss * 1024 / 1e9, "others": max(0.0, share)}

@@ -78,7 +78,11 @@ class GPT(nn.Module):
         if cache is not None:
             positions_BT, attend = cache.begin(idx_BT, positions_BT), cache.attend
         x_BTC = self.hidden(idx_BT, positions_BT, attend)
-        logits = self.lm_head(self.norm(x_BTC if at_BT is None else x_BTC[at_BT]))
+        return self.logits(x_BTC if at_BT is None else x_BTC[at_BT])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (..., V) from what the blocks give, (..., C)."""
+        logits = self.lm_head(self.norm(x))
         return logits if self.config.logit_softcap is None else softcapped(logits, self.config.logit_softcap)
 
     def hidden(

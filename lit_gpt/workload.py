@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CUDA_SHARE = 0.94
 """Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
 
+ENOUGH = 768
+"""Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
+
 LOOK_AHEAD = 64
 """Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
 
@@ -107,7 +110,7 @@ class Workload:
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.
 
-        What does not fit is recomputed in the backward pass; if even that is too much, packs become shorter.
+        Packs become shorter down to `ENOUGH` tokens; what still does not fit is recomputed in the backward pass.
 
         Raises:
             UserError: it cannot fit.
@@ -126,7 +129,9 @@ class Workload:
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
         needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer)
-        most = needed.most_tokens(budget, recompute=True)
+        most = needed.most_tokens(budget, recompute=False)
+        if s.low_memory or most < ENOUGH:
+            most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = max(ROUND, int(most) // ROUND * ROUND)
             print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")

@@ -58,7 +58,7 @@ class Batch:
                 return x
             return x.pin_memory().to(device, non_blocking=True)
 
-        pack = self.pack and Pack(self.pack.lengths, self.pack.parents, device)
+        pack = self.pack and Pack(self.pack.depths, device)
         tensors = (move(self.places_N), move(self.labels_N), move(self.weights_N))
         return Batch(move(self.idx_BT), pack, *tensors, self.targets, self.tokens, self.samples, self.recompute)
 
@@ -98,34 +98,32 @@ def pack(groups: list[tuple[int, list[Sample]]], multiple: int = ROUND) -> Batch
     A group is (number of leading tokens that its samples share, samples).
     """
     row: list[np.ndarray] = []
-    parents: list[int | None] = []
+    depths: list[np.ndarray] = []
     counts: dict[tuple[int, int], int] = defaultdict(int)
     width = tokens = 0
 
-    def lay(piece: np.ndarray, parent: int | None) -> int:
+    def lay(piece: np.ndarray, depth: int = 0) -> int:
         nonlocal width
         row.append(piece)
-        parents.append(parent)
+        depths.append(np.arange(depth, depth + len(piece)))
         width += len(piece)
         return width - len(piece)
 
     for shared, samples in groups:
-        parent = None
         if shared:
-            parent = len(row)
-            common = lay(samples[0][1][:shared], None)
+            common = lay(samples[0][1][:shared])
         for _, ids, on in samples:
-            own = lay(ids[shared:-1], parent) if len(ids) - 1 > shared else 0
+            own = lay(ids[shared:-1], shared) if len(ids) - 1 > shared else 0
             for j in np.flatnonzero(on[1:]).tolist():
                 counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
             tokens += len(ids)
     while width % multiple:  # in short pieces: learned positions do not go far
-        lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64), None)
+        lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64))
     targets = [(place, label, count) for (place, label), count in counts.items()]
     targets += [(0, 0, 0)] * (-len(targets) % ROUND if targets else ROUND)
     places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()
     idx_BT = torch.from_numpy(np.concatenate(row))[None]
-    layout = Pack([len(piece) for piece in row], parents, torch.device("cpu"))
+    layout = Pack(np.concatenate(depths), torch.device("cpu"))
     indices = [i for _, samples in groups for i, _, _ in samples]
     return Batch(idx_BT, layout, places_N, labels_N, weights_N.float(), sum(counts.values()), tokens, indices)
 
