@@ -221,6 +221,10 @@ class Plot:
 
 def plot(settings: Plot) -> None:
     """Draws results as a bar chart with 95 % intervals, and prints them as a Markdown table."""
+    if settings.out.is_dir():
+        raise UserError(
+            f"--out: {settings.out} is a folder; name a picture in it, for example {settings.out / 'a.png'}"
+        )
     files = [Path(path) for path in settings.results]
     names = settings.names or distinct([file.stem for file in files])
     runs = {name: Results.read(file) for name, file in zip(names, files, strict=True)}
