@@ -1,4 +1,4 @@
-r"""Draw results of evaluations as a bar chart with error bars, and print them as a Markdown table.
+"""Draw results of evaluations as a bar chart with error bars, and print them as a Markdown table.
 
     python eval/plot.py results-base.json results-lora.json --out results.png --names "[base,LoRA]"
 

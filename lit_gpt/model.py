@@ -17,6 +17,8 @@ from lit_gpt.attention import Attend, KVCache, Look, Pack, causal
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
+from lit_gpt.rope import Rope, rope_tables
+from lit_gpt.weight_only import joined
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -175,9 +177,6 @@ def meta_gpt(config: Config) -> GPT:
         return GPT(config)
 
 
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines; see `rope_tables`."""
-
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 """`Block.before` and `Block.after`, compiled."""
 
@@ -226,6 +225,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.head_size, self.clip = config.head_size, config.clip_qkv
+        self.n_heads = config.n_head, config.n_query_groups
         windowed = config.sliding_window is not None and (config.windowed is None or config.windowed[layer])
         self.rope: str | None = None
         """Which of the model's rotary tables it takes: "local" for windows that have their own, otherwise "global"."""
@@ -242,13 +242,31 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.v = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.o = nn.Linear(queries, config.n_embd, bias=config.out_bias)
+        self.qkv: nn.Linear | None = None
+        """The three in one; see `fuse`."""
         self.whole_norm = config.qk_norm == "all"
         """Queries and keys are normed before they are split into heads, otherwise head by head."""
         sizes = {None: None, "all": (queries, keys), "head": (config.head_size, config.head_size)}[config.qk_norm]
         self.q_norm, self.k_norm = [build_norm(config, size) for size in sizes] if sizes else (None, None)
 
+    def fuse(self) -> None:
+        """Makes one product of those for queries, keys and values, which pays where a call is a single token.
+
+        They are gone then: this is for a model that only decodes.
+        """
+        self.qkv = None if self.q_norm else joined([self.q, self.k, self.v])
+        if self.qkv is not None:
+            self.q = self.k = self.v = None
+
     def heads(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D) and keys (B, G, T, D), normed and rotated where the model does so, and values."""
+        if self.qkv is not None:
+            H, G = self.n_heads
+            x_BTHD = self._clipped(self.qkv(x_BTC)).unflatten(-1, (-1, self.head_size))
+            qk_BTHD, v_BTGD = x_BTHD.split([H + G, G], 2)
+            qk_BTHD = qk_BTHD if rope is None else rotate(qk_BTHD, *rope)
+            q_BTHD, k_BTGD = qk_BTHD.split([H, G], 2)
+            return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         q_BTHD = self._placed(self._clipped(self.q(x_BTC)), self.q_norm, rope)
         k_BTGD = self._placed(self._clipped(self.k(x_BTC)), self.k_norm, rope)
         v_BTGD = self._clipped(self.v(x_BTC)).unflatten(-1, (-1, self.head_size))
@@ -356,26 +374,3 @@ class OnePlusRMSNorm(nn.RMSNorm):
 def softcapped(x: Tensor, cap: float) -> Tensor:
     """cap * tanh(x / cap)."""
     return cap * torch.tanh(x / cap)
-
-
-def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: str = "global") -> Rope:
-    """Cosines and sines of the rotary embedding (arXiv 2104.09864) for these positions.
-
-    Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
-
-    Returns:
-        Two tensors (B, T, 1, R / 2) of `dtype`, where R is the number of rotated channels; see `lean.rotate`.
-    """
-    R = int(config.head_size * config.rope_percentage)
-    base = config.rope_local_base if kind == "local" else config.rope_base
-    inverse = base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
-    scaling = (config.rope_scaling or {}) if kind == "global" else {}
-    if "low_freq_factor" in scaling:  # Llama 3.1: slow waves are stretched by `factor`, fast ones kept, a ramp between
-        turns = scaling["original_max_position_embeddings"] * inverse / (2 * torch.pi)
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        inverse = inverse * keep + inverse / scaling["factor"] * (1 - keep)
-    elif scaling:
-        inverse = inverse / scaling["factor"]
-    angles = positions_BT[:, :, None, None] * inverse
-    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from lit_gpt.files import atomic, read_json
 from lit_gpt.settings import UserError
@@ -201,10 +201,10 @@ def markdown(heads: list[str], rows: Iterable[list[str]]) -> str:
 class Plot:
     """What is drawn."""
 
-    positional = "results"
+    FIRST_WORD: ClassVar[str] = "results"
 
     results: list[str]
-    """Results files, in the order of the bars; they may stand before all flags, without this one."""
+    """Results files, in the order of the bars."""
     out: Path = Path("results.png")
     """Picture to write."""
     names: list[str] | None = None

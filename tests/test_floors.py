@@ -8,14 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"settings", "files"},
+    {"processes"},
     {"families"},
-    {"config", "prompts", "tokenizer"},
-    {"answers", "archive", "flash", "loss", "lean"},
+    {"config", "prompts", "template", "tokenizer"},
+    {"answers", "archive", "flash", "loss", "lean", "ranks", "rope", "weight_only"},
     {"attention"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
-    {"peft_files"},
+    {"peft_files", "litgpt_files"},
     {"checkpoint", "convert", "data", "decode", "scoring"},
     {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
