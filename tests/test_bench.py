@@ -29,8 +29,9 @@ def result(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     shutil.copy(checkpoint / "lit_config.json", model)
     rng = np.random.default_rng(0)
     samples = [rng.integers(3, 300, size).astype(np.int32) for size in rng.integers(8, 40, 20)]
-    splits = {"train": (samples, [4] * 20), "test": (samples[:4], [4] * 4)}
-    write_dataset(folder / "data", splits, Tokenizer(model), {"name": "t", "settings": {"prompt_style": "alpaca"}})
+    masks = [np.arange(len(ids)) >= 4 for ids in samples]
+    splits = {"train": (samples, masks), "test": (samples[:4], masks[:4])}
+    write_dataset(folder / "data", splits, Tokenizer(model), {"name": "t", "prompt_style": "alpaca"})
     (folder / "README.md").write_text("before\n<!-- cpu -->\nold\n<!-- /cpu -->\nafter\n")
     command = [sys.executable, ROOT / "bench" / "train.py", "--checkpoint_dir", model, "--data_dir", folder / "data"]
     command += ["--random_weights", "--systems", "ours", "--steps", "2", "--skip", "1", "--rounds", "1"]

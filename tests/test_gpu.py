@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import command, make_checkpoint
@@ -45,9 +46,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_kernels_for_a_pack_compute_its_tiles(groups: int, scale: float) -> None:
     """Values and gradients in 16 bits, with shared beginnings, are those of float64 products."""
     torch.manual_seed(0)
-    lengths, parents = [30, 50, 1, 70, 128, 300, 64, 9], [None, 0, 0, None, 3, 3, None, 0]
-    pack, look = Pack(lengths, parents, CUDA), Look(scale)
-    q, k, v = (torch.randn(1, heads, sum(lengths), 64, device=CUDA) for heads in (4, groups, groups))
+    depths = np.r_[:30, 30:80, 30:31, :70, 70:198, 90:120, 100:400, 100:103, :64, :9, 5:20]
+    pack, look = Pack(depths, CUDA), Look(scale)
+    q, k, v = (torch.randn(1, heads, len(depths), 64, device=CUDA) for heads in (4, groups, groups))
     upstream = torch.randn_like(q)
     exact = [x.bfloat16().double().requires_grad_() for x in (q, k, v)]
     expected = _Tiles.apply(*exact, pack.tiles, look)
