@@ -15,13 +15,15 @@ from lit_gpt.files import write_text
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(command: list[Any], device: str, log: Path) -> dict[str, float]:
+def run(command: list[Any], device: str, log: Path, extra: dict[str, str] | None = None) -> dict[str, float]:
     """Runs a command; gives the peak of its resident memory in GB, and the others' share of the processors meanwhile.
 
     Raises:
         RuntimeError: it failed; ends with what it said last.
     """
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    for name, path in (extra or {}).items():  # in front of what is there
+        environment[name] = os.pathsep.join([path, *filter(None, [os.environ.get(name)])])
     started, busy = time.perf_counter(), busy_seconds()
     with open(log, "w") as output:
         words = [str(word) for word in command]
@@ -82,3 +84,15 @@ def write_section(path: Path, name: str, text: str) -> None:
     if not opening or not closing:
         sys.exit(f"error: {path} has no <!-- {name} --> ... <!-- /{name} -->; add the two lines")
     write_text(path, f"{before}{opening}\n{text}\n{closing}{after}")
+
+
+def litgpt_checkpoint(python: str, checkpoint_dir: Path, name: str, scratch: Path) -> Path:
+    """The checkpoint in litgpt's own format, converted by litgpt from links to the files."""
+    folder = scratch / name
+    folder.mkdir()
+    for file in checkpoint_dir.resolve().iterdir():
+        if not file.name.startswith("lit_"):
+            (folder / file.name).symlink_to(file)
+    command = [python, "-m", "litgpt", "convert_to_litgpt", folder, "--model_name", name]
+    run(command, "cpu", scratch / "convert.log")
+    return folder

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ROOT, commit, hardware, markdown, run, say, write_section
+from measure import ROOT, commit, hardware, litgpt_checkpoint, markdown, run, say, write_section
 from torch import nn
 
 from lit_gpt.config import Config
@@ -160,18 +160,6 @@ def tokens_of(job: dict[str, Any]) -> list[int]:
     return [sum(len(sample["ids"]) for sample in step) for step in job["steps"]]
 
 
-def litgpt_checkpoint(args: argparse.Namespace, name: str, scratch: Path) -> Path:
-    """The checkpoint in litgpt's own format, converted by litgpt from links to the files."""
-    folder = scratch / name
-    folder.mkdir()
-    for file in args.checkpoint_dir.resolve().iterdir():
-        if not file.name.startswith("lit_"):
-            (folder / file.name).symlink_to(file)
-    command = [args.litgpt_python, "-m", "litgpt", "convert_to_litgpt", folder, "--model_name", name]
-    run(command, "cpu", scratch / "convert.log")
-    return folder
-
-
 def matmul_tflops(width: int, device: str, dtype: torch.dtype, repeats: int = 30) -> float:
     """The rate, in 10^12 operations per second, of an MLP's product: the best of several."""
     rows = 8192 if device == "cuda" else 1024
@@ -198,7 +186,9 @@ def measure(args: argparse.Namespace) -> None:
         places = {"peft": args.checkpoint_dir.resolve(), "litgpt": args.checkpoint_dir.resolve()}
         if "litgpt" in args.systems and not args.random_weights:
             try:
-                places["litgpt"] = litgpt_checkpoint(args, job["litgpt_name"], scratch)
+                places["litgpt"] = litgpt_checkpoint(
+                    args.litgpt_python, args.checkpoint_dir, job["litgpt_name"], scratch
+                )
             except RuntimeError as error:
                 result["failed"]["litgpt"] = f"conversion: {error}"
         for number, system in itertools.product(range(args.rounds), args.systems):

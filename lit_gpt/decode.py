@@ -125,6 +125,9 @@ class Rows:
         seen_BV: the tokens of each row so far, or None where no penalty asks.
     """
 
+    graphs = True
+    """Whether steps on a GPU are replayed as CUDA graphs."""
+
     def __init__(
         self,
         model: GPT,
@@ -150,7 +153,9 @@ class Rows:
             self.seen_BV = seen_BV.to(device)
         self.token_B = self._draw(prefill(model, cache, prompts))
         self._graph: Callable[[], None] | None = None
-        self._graphable = device.type == "cuda" and not model.config.n_expert  # experts are looked up on the host
+        self._graphable = (
+            self.graphs and device.type == "cuda" and not model.config.n_expert
+        )  # experts are looked up on the host
         self._steps = 0
 
     def _draw(self, logits_BV: Tensor) -> Tensor:

@@ -138,6 +138,12 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.compiled = halves
 
+    def compile_steps(self) -> None:
+        """Lets calls of a single token per row run compiled blocks, all by the same code, made at the first call."""
+        halves = torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)
+        for block in self.blocks:
+            block.compiled_step = halves
+
     def loss_sum(
         self,
         idx_BT: Tensor,
@@ -195,11 +201,17 @@ class Block(nn.Module):
         self.post_2 = build_norm(config) if config.post_norm else nn.Identity()
         self.compiled: Halves | None = None
         """What training calls instead of `before` and `after`; see `GPT.compile_blocks`."""
+        self.compiled_step: Halves | None = None
+        """What decoding calls; see `GPT.compile_steps`."""
 
     def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         rope = ropes.get(self.attn.rope)
-        before, after = self.compiled if self.compiled and x_BTC.requires_grad else (Block.before, Block.after)
+        before, after = Block.before, Block.after
+        if self.compiled and x_BTC.requires_grad:
+            before, after = self.compiled
+        elif self.compiled_step and x_BTC.size(1) == 1 and not torch.is_grad_enabled():
+            before, after = self.compiled_step
         n_BTC, *heads = before(self, x_BTC, rope)
         y_BHTD = self.attn.mix(attend, self.layer, *heads)
         del heads  # where no gradient needs them, they are not to lie beside the MLP's
