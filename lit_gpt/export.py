@@ -207,7 +207,9 @@ def write_peft(folder: Path, finetuned: Path, out: Path) -> None:
     config, saved = Config.from_checkpoint(folder), read_finetuned(finetuned, folder)
     method, trained = restore(saved["method"]), saved["weights"]
     if not isinstance(method, LoRA):
-        raise UserError(f"{finetuned} was trained with {method.name}; --format peft is for LoRA")
+        adapter = isinstance(method, Adapter)
+        reason = ", as PEFT's adaption prompt has one gate for a layer, not one for every head" if adapter else ""
+        raise UserError(f"{finetuned} was trained with {method.name}; --format peft is for LoRA{reason}")
     layers = {name.rpartition(".")[0] for name in trained}
     if config.n_expert and any(".experts." in name for name in layers):
         raise UserError(
