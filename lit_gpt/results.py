@@ -129,7 +129,8 @@ def difference(before: Results, after: Results, measure: Measure) -> Difference:
     """How much a measure differs, by the documents that both models answered where they are known.
 
     Of paired documents the differences count, which are fewer than the errors of both scores say; McNemar's exact test
-    for right and wrong, the normal distribution of the mean for other values. Unpaired: z of the two standard errors.
+    for right and wrong, the normal distribution of the mean for other values, which wants some 30 documents. Unpaired: z
+    of the two standard errors.
     """
     old, new = (side.samples.get(measure, {}) for side in (before, after))
     a, b = before.scores[measure], after.scores[measure]
@@ -176,6 +177,8 @@ def compare(before: Results, after: Results) -> str:
 
 
 def _verdict(found: Difference, higher: bool) -> str:
+    if found.value == 0:
+        return "the same"
     if found.p is None:
         return "unknown"
     if found.p >= CHANCE:
