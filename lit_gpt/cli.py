@@ -16,10 +16,18 @@ from lit_gpt.settings import did_you_mean, run
 COMMANDS: dict[str, tuple[str, ...]] = {
     "download": ("hub:download", "hub:Download"),
     "convert": ("convert:convert", "convert:Convert"),
-    "prepare alpaca": ("data.prepare:prepare_alpaca", "data.prepare:Prepare"),
-    "prepare alpaca_libre": ("data.prepare:prepare_alpaca_libre", "data.prepare:Prepare"),
+    "convert litgpt": ("convert:convert_litgpt", "convert:ConvertLitgpt"),
+    "prepare alpaca": ("data.published:prepare_alpaca", "data.prepare:Prepare"),
+    "prepare alpaca_libre": ("data.published:prepare_alpaca_libre", "data.prepare:Prepare"),
+    "prepare dolly": ("data.published:prepare_dolly", "data.prepare:Prepare"),
+    "prepare oasst1": ("data.published:prepare_oasst1", "data.prepare:Prepare"),
+    "prepare lima": ("data.published:prepare_lima", "data.prepare:Prepare"),
+    "prepare longform": ("data.published:prepare_longform", "data.prepare:Prepare"),
+    "prepare flan": ("data.published:prepare_flan", "data.published:PrepareFlan"),
+    "prepare gsm8k": ("data.published:prepare_gsm8k", "data.prepare:Prepare"),
     "prepare json": ("data.prepare:prepare_json", "data.prepare:PrepareFile"),
     "prepare csv": ("data.prepare:prepare_csv", "data.prepare:PrepareFile"),
+    "inspect data": ("data.inspection:inspect_data", "data.inspection:Inspect"),
     "finetune lora": ("finetune:finetune", "finetune:Finetune", "methods:LoRA"),
     "finetune full": ("finetune:finetune", "finetune:Finetune", "methods:Full"),
     "finetune adapter": ("finetune:finetune", "finetune:Finetune", "methods:Adapter"),
@@ -33,6 +41,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "merge lora": ("merge:merge_lora", "merge:Merge"),
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
+    "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
+    "plot": ("results:plot", "results:Plot"),
 }
 
 
@@ -50,7 +60,7 @@ def launch(command: str, doc: str, **defaults: Any) -> NoReturn:
 def main() -> NoReturn:
     """The console command `lit-gpt`."""
     words = sys.argv[1:]
-    command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    command = max((name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len, default=None)
     if command is None and words and words[0] not in ("-h", "--help"):
         given = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), words[:2])) or words[0]
         hint = did_you_mean(given, COMMANDS)

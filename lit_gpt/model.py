@@ -17,6 +17,7 @@ from lit_gpt.attention import Attend, KVCache, Look, Pack, causal
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
+from lit_gpt.rope import Rope, rope_tables
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -174,9 +175,6 @@ def meta_gpt(config: Config) -> GPT:
     with torch.device("meta"), _NoValues():
         return GPT(config)
 
-
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines; see `rope_tables`."""
 
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 """`Block.before` and `Block.after`, compiled."""
@@ -356,26 +354,3 @@ class OnePlusRMSNorm(nn.RMSNorm):
 def softcapped(x: Tensor, cap: float) -> Tensor:
     """cap * tanh(x / cap)."""
     return cap * torch.tanh(x / cap)
-
-
-def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: str = "global") -> Rope:
-    """Cosines and sines of the rotary embedding (arXiv 2104.09864) for these positions.
-
-    Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
-
-    Returns:
-        Two tensors (B, T, 1, R / 2) of `dtype`, where R is the number of rotated channels; see `lean.rotate`.
-    """
-    R = int(config.head_size * config.rope_percentage)
-    base = config.rope_local_base if kind == "local" else config.rope_base
-    inverse = base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
-    scaling = (config.rope_scaling or {}) if kind == "global" else {}
-    if "low_freq_factor" in scaling:  # Llama 3.1: slow waves are stretched by `factor`, fast ones kept, a ramp between
-        turns = scaling["original_max_position_embeddings"] * inverse / (2 * torch.pi)
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        inverse = inverse * keep + inverse / scaling["factor"] * (1 - keep)
-    elif scaling:
-        inverse = inverse / scaling["factor"]
-    angles = positions_BT[:, :, None, None] * inverse
-    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -34,8 +34,9 @@ class _Json:
         self.find, self.piece = self.model.token_to_id, self.model.id_to_token
 
     def encode(self, texts: Sequence[str], literal: bool = False) -> list[list[int]]:
-        self.model.encode_special_tokens = literal
-        return [found.ids for found in self.model.encode_batch(texts, add_special_tokens=False)]
+        if self.model.encode_special_tokens != literal:  # cannot be set while another thread encodes
+            self.model.encode_special_tokens = literal
+        return [found.ids for found in self.model.encode_batch_fast(texts, add_special_tokens=False)]
 
     def starts_anew(self, config: dict[str, Any]) -> bool:
         """Whether the text after a special token is encoded like the beginning of one."""
@@ -222,6 +223,10 @@ class Tokenizer:
             return found[0][:start] + _GUARD + found[0][start:]
 
         return self._find_special.sub(broken, _UNUSED.sub("", text))
+
+    def is_special(self, i: int) -> bool:
+        """Whether an id is a special token, which `decode` leaves out."""
+        return i in self._backend.hidden or i in (self.bos_id, self.eos_id)
 
     def first_special(self, text: str) -> str | None:
         """The first special token that a text spells."""

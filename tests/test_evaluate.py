@@ -58,6 +58,7 @@ def test_base_model_gets_a_table_and_the_harness_own_json(
         **base_identity(checkpoint),
         "lora_path": None,
         "precision": "32-true",
+        "quantize": None,
         "max_seq_length": 48,
     }
 

@@ -147,7 +147,6 @@ def test_generate_prints_text_on_stdout_and_the_rest_on_stderr(finished: Path, c
         (["--max_time", "soon"], "'soon' is no duration"),
         (["--lora_querry", "true"], "did you mean --lora_query"),
         (["--loggers", "[paper]"], "unknown paper; known are tensorboard and wandb"),
-        (["--devices", 2], "--devices 2"),
         (["--pack_length", -5], "--pack_length: must be 0 or from 64"),
         (["--pack_length", 1_000_000_000], "to 1,048,576"),
         (["--max_seq_length", 1], "--max_seq_length"),

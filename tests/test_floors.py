@@ -8,20 +8,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"settings", "files"},
+    {"processes"},
     {"families"},
     {"config", "prompts", "template", "tokenizer"},
-    {"answers", "archive", "flash", "loss", "lean"},
+    {"answers", "archive", "flash", "loss", "lean", "ranks", "rope"},
     {"attention"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
-    {"peft_files"},
+    {"peft_files", "litgpt_files"},
     {"checkpoint", "convert", "data", "decode", "scoring"},
     {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "chat", "finetune", "merge", "export", "harness", "evaluate"},
+    {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]

@@ -16,12 +16,10 @@ import numpy as np
 import torch
 
 from lit_gpt.archive import prove, save
-from lit_gpt.files import read_sealed, sealed, write_json
+from lit_gpt.data import FORMAT
+from lit_gpt.files import read_sealed, sealed, sha256, write_json
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
-
-FORMAT = 1
-"""Version of the files; a reader refuses others."""
 
 
 def write_dataset(
@@ -49,8 +47,10 @@ def write_dataset(
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --destination_path") from error
     for split, (samples, masks) in splits.items():
         _write_split(folder / f"{split}.pt", samples, masks)
-    write_json(folder / "meta.json", sealed({"format": FORMAT, **meta, "tokenizer": _describe(tokenizer)}))
-    return {name: (folder / name).stat().st_size for name in (*(f"{split}.pt" for split in splits), "meta.json")}
+    files = {f"{split}.pt": sha256(folder / f"{split}.pt") for split in splits}
+    facts = {"format": FORMAT, **meta, "files": files, "tokenizer": _describe(tokenizer)}
+    write_json(folder / "meta.json", sealed(facts))
+    return {name: (folder / name).stat().st_size for name in (*files, "meta.json")}
 
 
 def _write_split(path: Path, samples: list[np.ndarray], masks: list[np.ndarray]) -> None:
@@ -132,6 +132,11 @@ class TokenDataset:
         start, end = self._span(i)
         bits = np.unpackbits(self._supervised[start // 8 : (end + 7) // 8])
         return torch.from_numpy(bits[start % 8 : start % 8 + end - start].astype(bool))
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """All samples one after the other: their tokens, and which of them are to be predicted, (total,) bool."""
+        tokens = self._tokens.numpy()
+        return tokens, np.unpackbits(self._supervised, count=len(tokens)).astype(bool)
 
 
 def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer) -> None:
