@@ -195,7 +195,7 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     parser.set_defaults(defaults or {})
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv)) if first else []
     if words:
-        several = next(f for cls in classes for f in dataclasses.fields(cls) if f.name == first).type == list[Path]
+        several = next(f for cls in classes for f in dataclasses.fields(cls) if f.name == first).type == list[str]
         argv = [f"--{first}={json.dumps(words) if several else words[0]}", *argv[len(words) if several else 1 :]]
     argv = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in argv]
     try:

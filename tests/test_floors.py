@@ -11,7 +11,7 @@ FLOORS = [
     {"processes"},
     {"families"},
     {"config", "prompts", "template", "tokenizer"},
-    {"answers", "archive", "flash", "loss", "lean", "ranks", "rope"},
+    {"answers", "archive", "flash", "loss", "lean", "ranks", "rope", "weight_only"},
     {"attention"},
     {"model"},
     {"quantize"},

@@ -32,7 +32,7 @@ SMALL = {
     "scripts/prepare_alpaca.py": "--data_file alpaca.json",
     "finetune/lora.py": "--max_steps 2 --batch_size 4 --micro_batch_size 2 --eval_iters 1",
     "generate/": "--max_new_tokens 3",
-    "eval/": "--include_path tasks",
+    "eval/lm_eval_harness.py": "--include_path tasks",
 }
 """Start of a command -> what is added for lack of network and time, unless the README says otherwise."""
 
