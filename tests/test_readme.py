@@ -82,6 +82,7 @@ def start(script: str, *flags: str) -> tuple[int, str, str]:
     code, out, err = None, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [script, *flags])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What do llamas eat?\n")))
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as left:
