@@ -354,12 +354,7 @@ _GEMMA_2: dict[str, Any] = {
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }
-_GEMMA_2_27B: dict[str, Any] = {
-    **_GEMMA_2,
-    "num_key_value_heads": 16,
-    "head_dim": 128,
-    "query_pre_attn_scalar": 144,
-}
+_GEMMA_2_27B: dict[str, Any] = {**_GEMMA_2, "num_key_value_heads": 16, "head_dim": 128, "query_pre_attn_scalar": 144}
 _GEMMA_3: dict[str, Any] = {
     **_GEMMA,
     "model_type": "gemma3_text",
@@ -779,37 +774,16 @@ CATALOGUE: dict[str, Row] = {
         "mistralai/Mixtral-8x7B-Instruct-v0.1 apache-2.0 instruct gated",
     ),
     # Phi, arXiv 2306.11644, arXiv 2309.05463, arXiv 2404.14219, arXiv 2412.08905
-    **_size(
-        1_418_270_720,
-        _phi(24, 2048, 0.5),
-        "microsoft/phi-1 mit base",
-        "microsoft/phi-1_5 mit base",
-    ),
-    **_size(
-        2_779_683_840,
-        _phi(32, 2560, 0.4),
-        "microsoft/phi-2 mit base",
-    ),
-    **_size(
-        3_821_079_552,
-        _llama(32, 32, 3072, 8192, **_PHI_3),
-        "microsoft/Phi-3-mini-4k-instruct mit instruct",
-    ),
-    **_size(
-        3_821_079_552,
-        _llama(32, 32, 3072, 8192, **_PHI_3_5),
-        "microsoft/Phi-3.5-mini-instruct mit instruct",
-    ),
+    **_size(1_418_270_720, _phi(24, 2048, 0.5), "microsoft/phi-1 mit base", "microsoft/phi-1_5 mit base"),
+    **_size(2_779_683_840, _phi(32, 2560, 0.4), "microsoft/phi-2 mit base"),
+    **_size(3_821_079_552, _llama(32, 32, 3072, 8192, **_PHI_3), "microsoft/Phi-3-mini-4k-instruct mit instruct"),
+    **_size(3_821_079_552, _llama(32, 32, 3072, 8192, **_PHI_3_5), "microsoft/Phi-3.5-mini-instruct mit instruct"),
     **_size(
         13_960_238_080,
         _llama(40, 40, 5120, 17920, num_key_value_heads=10, **_PHI_3),
         "microsoft/Phi-3-medium-4k-instruct mit instruct",
     ),
-    **_size(
-        14_659_507_200,
-        _llama(40, 40, 5120, 17920, **_PHI_4),
-        "microsoft/phi-4 mit instruct",
-    ),
+    **_size(14_659_507_200, _llama(40, 40, 5120, 17920, **_PHI_4), "microsoft/phi-4 mit instruct"),
     # Qwen 1.5, 2 and 2.5, arXiv 2407.10671, arXiv 2412.15115
     **_size(
         463_987_712,
@@ -932,61 +906,17 @@ CATALOGUE: dict[str, Row] = {
         "Qwen/Qwen2.5-72B-Instruct qwen instruct",
     ),
     # Qwen 3, arXiv 2505.09388
-    **_size(
-        596_049_920,
-        _llama(28, 16, 1024, 3072, **_QWEN_3 | _TIED),
-        "Qwen/Qwen3-0.6B-Base apache-2.0 base",
-    ),
-    **_size(
-        596_049_920,
-        _llama(28, 16, 1024, 3072, **_QWEN_3 | _40K | _TIED),
-        "Qwen/Qwen3-0.6B apache-2.0 instruct",
-    ),
-    **_size(
-        1_720_574_976,
-        _llama(28, 16, 2048, 6144, **_QWEN_3 | _TIED),
-        "Qwen/Qwen3-1.7B-Base apache-2.0 base",
-    ),
-    **_size(
-        1_720_574_976,
-        _llama(28, 16, 2048, 6144, **_QWEN_3 | _40K | _TIED),
-        "Qwen/Qwen3-1.7B apache-2.0 instruct",
-    ),
-    **_size(
-        4_022_468_096,
-        _llama(36, 32, 2560, 9728, **_QWEN_3 | _TIED),
-        "Qwen/Qwen3-4B-Base apache-2.0 base",
-    ),
-    **_size(
-        4_022_468_096,
-        _llama(36, 32, 2560, 9728, **_QWEN_3 | _40K | _TIED),
-        "Qwen/Qwen3-4B apache-2.0 instruct",
-    ),
-    **_size(
-        8_190_735_360,
-        _llama(36, 32, 4096, 12288, **_QWEN_3),
-        "Qwen/Qwen3-8B-Base apache-2.0 base",
-    ),
-    **_size(
-        8_190_735_360,
-        _llama(36, 32, 4096, 12288, **_QWEN_3 | _40K),
-        "Qwen/Qwen3-8B apache-2.0 instruct",
-    ),
-    **_size(
-        14_768_307_200,
-        _llama(40, 40, 5120, 17408, **_QWEN_3),
-        "Qwen/Qwen3-14B-Base apache-2.0 base",
-    ),
-    **_size(
-        14_768_307_200,
-        _llama(40, 40, 5120, 17408, **_QWEN_3 | _40K),
-        "Qwen/Qwen3-14B apache-2.0 instruct",
-    ),
-    **_size(
-        32_762_123_264,
-        _llama(64, 64, 5120, 25600, **_QWEN_3 | _40K),
-        "Qwen/Qwen3-32B apache-2.0 instruct",
-    ),
+    **_size(596_049_920, _llama(28, 16, 1024, 3072, **_QWEN_3 | _TIED), "Qwen/Qwen3-0.6B-Base apache-2.0 base"),
+    **_size(596_049_920, _llama(28, 16, 1024, 3072, **_QWEN_3 | _40K | _TIED), "Qwen/Qwen3-0.6B apache-2.0 instruct"),
+    **_size(1_720_574_976, _llama(28, 16, 2048, 6144, **_QWEN_3 | _TIED), "Qwen/Qwen3-1.7B-Base apache-2.0 base"),
+    **_size(1_720_574_976, _llama(28, 16, 2048, 6144, **_QWEN_3 | _40K | _TIED), "Qwen/Qwen3-1.7B apache-2.0 instruct"),
+    **_size(4_022_468_096, _llama(36, 32, 2560, 9728, **_QWEN_3 | _TIED), "Qwen/Qwen3-4B-Base apache-2.0 base"),
+    **_size(4_022_468_096, _llama(36, 32, 2560, 9728, **_QWEN_3 | _40K | _TIED), "Qwen/Qwen3-4B apache-2.0 instruct"),
+    **_size(8_190_735_360, _llama(36, 32, 4096, 12288, **_QWEN_3), "Qwen/Qwen3-8B-Base apache-2.0 base"),
+    **_size(8_190_735_360, _llama(36, 32, 4096, 12288, **_QWEN_3 | _40K), "Qwen/Qwen3-8B apache-2.0 instruct"),
+    **_size(14_768_307_200, _llama(40, 40, 5120, 17408, **_QWEN_3), "Qwen/Qwen3-14B-Base apache-2.0 base"),
+    **_size(14_768_307_200, _llama(40, 40, 5120, 17408, **_QWEN_3 | _40K), "Qwen/Qwen3-14B apache-2.0 instruct"),
+    **_size(32_762_123_264, _llama(64, 64, 5120, 25600, **_QWEN_3 | _40K), "Qwen/Qwen3-32B apache-2.0 instruct"),
     **_size(
         30_532_122_624,
         _llama(48, 32, 2048, 6144, moe_intermediate_size=768, **_QWEN_3_MOE),
@@ -1144,15 +1074,7 @@ CATALOGUE: dict[str, Row] = {
         "internlm/internlm-20b apache-2.0 allowed",
         "internlm/internlm-chat-20b apache-2.0 instruct",
     ),
-    **_size(
-        7_737_708_544,
-        _llama(32, 32, 4096, 14336, **_INTERNLM_2),
-        "internlm/internlm2-7b other base",
-    ),
-    **_size(
-        19_861_149_696,
-        _llama(48, 48, 6144, 16384, **_INTERNLM_2),
-        "internlm/internlm2-20b other base",
-    ),
+    **_size(7_737_708_544, _llama(32, 32, 4096, 14336, **_INTERNLM_2), "internlm/internlm2-7b other base"),
+    **_size(19_861_149_696, _llama(48, 48, 6144, 16384, **_INTERNLM_2), "internlm/internlm2-20b other base"),
 }
 """All rows, by `repo_id`."""
