@@ -282,13 +282,16 @@ def _rows(config: Config, name: str) -> int:
 
 def write_gguf(folder: Path, finetuned: Path | None, out: Path) -> None:
     """Lets llama.cpp's converter work on the folder, or says how; writes an Ollama Modelfile beside it."""
-    from lit_gpt.checkpoint import read_finetuned
+    from lit_gpt.checkpoint import style_of
     from lit_gpt.prompts import get_style
+    from lit_gpt.tokenizer import Tokenizer
 
     command = ["convert_hf_to_gguf.py", str(out), "--outfile", str(out / "model.gguf")]
-    style = get_style(read_finetuned(finetuned, folder)["prompt_style"] if finetuned else "plain")
-    stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in style.stop)
-    write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{style.prompt("{{ .Prompt }}")}"""\n{stops}')
+    style, tokenizer = style_of(folder, finetuned) or get_style("plain"), Tokenizer(folder)
+    stop_tokens = (tokenizer.token(i) for i in style.stop_ids(tokenizer) if i != tokenizer.eos_id)
+    stops = "".join(f'PARAMETER stop "{token}"\n' for token in stop_tokens)
+    template = style.prompt("{{ .Prompt }}", tokenizer=tokenizer)
+    write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{template}"""\n{stops}')
     program = shutil.which(command[0])
     if program is None:
         print(

@@ -1,14 +1,16 @@
 """The attention of packs by the GPU's flash kernels (arXiv 2307.08691).
 
-Every piece of a pack looks at itself in one call of the kernel. What pieces see of those that they continue is a second
-call, in which all continuations of a piece look at it together and nothing is hidden (as in arXiv 2402.05099); the two
+Every run of a pack looks at itself in one call of the kernel. What runs see of those that they continue is a second
+call, in which neighbours that see the same look at it together and nothing is hidden (as in arXiv 2402.05099); the two
 softmaxes are joined by their sums. The backward pass calls the kernel's own for both, each with the output and the sums
-of the whole, which makes the gradients those of the joint softmax. Letters as in `lit_gpt.model`; K rows of parents.
+of the whole, which makes the gradients those of the joint softmax. Letters as in `lit_gpt.model`; K keys of the second
+call. There may be more keys than queries: those of known tokens, which come first.
 """
 
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +27,11 @@ class Call(NamedTuple):
 
 
 class Above(NamedTuple):
-    """The second call: runs of pieces that continue the same one, and rows between them that continue nothing."""
+    """The second call: neighbours that continue the same tokens, and between them those that continue nothing."""
 
     call: Call
     rows_K: Tensor
-    """Where in the row its keys stand: the continued tokens."""
+    """Where its keys stand: the continued tokens."""
     alone_T: Tensor
     """bool: the token continues nothing."""
 
@@ -37,8 +39,13 @@ class Above(NamedTuple):
 Calls = tuple[Call, Above | None]
 
 
-def find_calls(lengths: list[int], parents: list[int | None], device: torch.device) -> Calls:
-    """The calls for a pack, see `lit_gpt.attention.Pack`; made on the host and copied without waiting."""
+def find_calls(lengths: list[int], seen: list[np.ndarray], device: torch.device) -> Calls:
+    """The calls for a row of runs of tokens; made on the host and copied without waiting.
+
+    Args:
+        lengths: tokens of each run.
+        seen: where the keys stand that a run sees besides its own.
+    """
 
     def on_device(x: Tensor) -> Tensor:
         return x.to(device, non_blocking=True)
@@ -47,19 +54,18 @@ def find_calls(lengths: list[int], parents: list[int | None], device: torch.devi
         return on_device(torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32))
 
     own = Call(ends(lengths), ends(lengths), max(lengths), max(lengths), causal=True)
-    if all(parent is None for parent in parents):
+    if not any(map(len, seen)):
         return own, None
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    runs: list[tuple[int | None, int]] = []
-    """What a run continues, and its tokens."""
-    for length, parent in zip(lengths, parents, strict=True):
-        before = runs.pop()[1] if runs and runs[-1][0] == parent else 0
-        runs.append((parent, before + length))
-    queries, keys = [n for _, n in runs], [0 if parent is None else lengths[parent] for parent, _ in runs]
-    rows = [torch.arange(starts[parent], starts[parent + 1]) for parent, _ in runs if parent is not None]
+    groups: list[tuple[np.ndarray, int]] = []
+    """Neighbours that see the same: what, and their tokens."""
+    for length, rows in zip(lengths, seen, strict=True):
+        before = groups.pop()[1] if groups and np.array_equal(groups[-1][0], rows) else 0
+        groups.append((rows, before + length))
+    queries, keys = [n for _, n in groups], [len(rows) for rows, _ in groups]
+    rows_K = torch.from_numpy(np.concatenate([rows for rows, _ in groups]))
     alone = torch.tensor([n == 0 for n in keys]).repeat_interleave(torch.tensor(queries))
     call = Call(ends(queries), ends(keys), max(queries), max(keys), causal=False)
-    return own, Above(call, on_device(torch.cat(rows)), on_device(alone))
+    return own, Above(call, on_device(rows_K), on_device(alone))
 
 
 @functools.cache
@@ -84,7 +90,8 @@ class _Flash(torch.autograd.Function):
     def forward(ctx: Any, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, calls: Calls, scale: float) -> Tensor:
         q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in (q_1HTD, k_1GTD, v_1GTD))
         own, above = calls
-        y_THD, sums_HT = _forward(q_THD, k_TGD, v_TGD, own, scale)
+        known = len(k_TGD) - len(q_THD)
+        y_THD, sums_HT = _forward(q_THD, k_TGD[known:], v_TGD[known:], own, scale)
         if above is not None:
             k_KGD, v_KGD = (x.index_select(0, above.rows_K) for x in (k_TGD, v_TGD))
             other_THD, other_HT = _forward(q_THD, k_KGD, v_KGD, above.call, scale)

@@ -112,19 +112,20 @@ def generate_adapter_v2(settings: GenerateAdapterV2) -> None:
 def _generate(settings: Generate, finetuned: Path | None) -> None:
     import torch
 
-    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, read_finetuned
+    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
     from lit_gpt.decode import Sampling, decode
-    from lit_gpt.prompts import get_style
+    from lit_gpt.prompts import Turn, get_style
     from lit_gpt.runlog import peak_memory_gb
     from lit_gpt.tokenizer import Tokenizer
 
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
-    tokenizer, text = Tokenizer(settings.checkpoint_dir), settings.prompt
-    if finetuned is not None:
-        text = get_style(read_finetuned(finetuned, settings.checkpoint_dir)["prompt_style"]).prompt(
-            settings.prompt, settings.input
-        )
-    prompt = tokenizer.encode(text, bos=tokenizer.use_bos)
+    tokenizer = Tokenizer(settings.checkpoint_dir)
+    if finetuned is None:
+        prompt, stops = tokenizer.encode(settings.prompt), [tokenizer.eos_id]
+    else:
+        style = style_of(settings.checkpoint_dir, finetuned) or get_style("plain")
+        prompt = style.encode_prompt(tokenizer, (Turn("user", settings.prompt, settings.input),))
+        stops = style.stop_ids(tokenizer)
     device, began = default_device(), time.perf_counter()
     dtype = DTYPES[settings.precision]
     options = {"finetuned": finetuned, "merge": True, "quantize": settings.quantize, "device": device}
@@ -135,7 +136,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
         began, count, stream = time.perf_counter(), 0, tokenizer.stream_decoder(continues=finetuned is None)
         if finetuned is None:
             print(settings.prompt, end="")
-        for (token,) in decode(model, [prompt], settings.max_new_tokens, sampling, [tokenizer.eos_id], generator):
+        for (token,) in decode(model, [prompt], settings.max_new_tokens, sampling, stops, generator):
             print(stream.add(token), end="", flush=True)
             count += 1
         print(stream.flush(), flush=True)

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,21 @@ def download(settings: Download) -> None:
         print(f"next: python scripts/convert_hf_checkpoint.py --checkpoint_dir {folder}", file=sys.stderr)
 
 
+def fetch_files(settings: Download, folder: Path, choose: Callable[[Iterable[str], str], list[str]]) -> list[Path]:
+    """Fetches those files of a data set's repository that `choose(names, where)` picks out of all names, into `folder`.
+
+    Raises:
+        UserError: as `download`, and whatever `choose` raises.
+    """
+    _check_repo_id(settings.repo_id)
+    source = _Hub(settings, folder, "dataset", choose)
+    with source.errors():
+        record = source.record()
+        with _locked(folder):
+            _fetch_all(source, record, folder)
+    return [folder / name for name in record["files"]]
+
+
 def _list_known() -> None:
     for row in sorted(CATALOGUE.values(), key=lambda row: row.repo_id.lower()):
         marks = {"instruct": row.instruct, "challenge": row.allowed, "gated": row.gated}
@@ -95,9 +110,17 @@ def _list_known() -> None:
 class _Hub:
     """A Hugging Face hub, through its own client (which reads HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME)."""
 
-    def __init__(self, settings: Download, folder: Path):
+    def __init__(
+        self,
+        settings: Download,
+        folder: Path,
+        kind: str = "model",
+        choose: Callable[[Iterable[str], str], list[str]] | None = None,
+    ):
         from huggingface_hub import HfApi, constants
 
+        self.kind = kind
+        self.choose = choose or (lambda names, where: select(names, settings.tokenizer_only, where))
         self.settings, self.repo_id, self.folder = settings, settings.repo_id, folder
         self.token = settings.token.get_secret_value().strip() or None if settings.token else None
         self.api = HfApi(endpoint=constants.ENDPOINT, token=self.token)
@@ -117,16 +140,17 @@ class _Hub:
         if not re.fullmatch(r"[ -~]*", self.headers.get("authorization", "")):
             raise UserError("the token (HF_TOKEN or --token) holds a character that no token has; copy it again")
         try:
-            commit = self.api.model_info(self.repo_id, revision=self.settings.revision, timeout=30).sha
-            tree = [f for f in self.api.list_repo_tree(self.repo_id, revision=commit) if isinstance(f, RepoFile)]
-            entries = {file.path: _entry(file) for file in tree}
+            repo = {"repo_id": self.repo_id, "repo_type": self.kind}
+            commit = self.api.repo_info(**repo, revision=self.settings.revision, timeout=30).sha
+            tree = self.api.list_repo_tree(**repo, revision=commit, recursive=self.kind == "dataset")
+            entries = {file.path: _entry(file) for file in tree if isinstance(file, RepoFile) and _inside(file.path)}
             if not _sound({"commit": commit, "files": entries}):
                 raise ValueError("a size or a checksum is none")
         except OfflineModeIsEnabled:
             return self._offline_record()
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # a login page, a mirror of something else
             raise UserError(f"{self} does not answer like a Hugging Face hub; check HF_ENDPOINT and proxy") from error
-        names = select(entries, self.settings.tokenizer_only, self.repo_id)
+        names = self.choose(entries, self.repo_id)
         files = {name: entries[name] for name in names}
         return {"repo_id": self.repo_id, "revision": self.settings.revision or "main", "commit": commit, "files": files}
 
@@ -138,7 +162,7 @@ class _Hub:
                 f"HF_HUB_OFFLINE is set and {self.folder} has no finished download of {self.repo_id}{at}; "
                 "unset it, or copy from another machine with --from_folder"
             )
-        names = select(record["files"], self.settings.tokenizer_only, f"HF_HUB_OFFLINE is set and {self.folder}")
+        names = self.choose(record["files"], f"HF_HUB_OFFLINE is set and {self.folder}")
         return {**record, "files": {name: record["files"][name] for name in names}}
 
     def fetch(self, name: str, entry: dict[str, Any], partial: Path, commit: str) -> None:
@@ -148,7 +172,7 @@ class _Hub:
         from huggingface_hub.file_download import http_get
 
         self.at = f"{self.repo_id}/{name}"
-        url = hf_hub_url(self.repo_id, name, revision=commit)
+        url = hf_hub_url(self.repo_id, name, repo_type=self.kind, revision=commit)
         with open(partial, "ab") as file:
             # Unlike hf_hub_download, http_get lets us keep what a killed process had: a 10 GB shard goes on where it
             # was. It retries a connection that closes or times out, but not one that is reset.
@@ -177,7 +201,8 @@ class _Hub:
     def _explain(self, error: Exception) -> str:
         from huggingface_hub import errors
 
-        repo, page = self.repo_id, f"{self.api.endpoint}/{self.repo_id}"
+        data = self.kind == "dataset"
+        repo, page = self.repo_id, f"{self.api.endpoint}/{'datasets/' * data}{self.repo_id}"
         status = getattr(getattr(error, "response", None), "status_code", None)
         said = getattr(error, "server_message", None) or str(error)
         again = "run the same command again, it keeps what is there"
@@ -186,9 +211,11 @@ class _Hub:
                 f"{repo} is gated: accept its licence at {page}, then pass that account's token (HF_TOKEN or --token)"
             )
         if isinstance(error, errors.DisabledRepoError):
-            return f"{repo} has been disabled, see {page}; choose another model"
+            return f"{repo} has been disabled, see {page}; choose another"
         if isinstance(error, errors.RepositoryNotFoundError):
-            return f"{repo} is not at {self}, or is private (then pass a token: HF_TOKEN or --token); {nearest(repo)}"
+            return f"{repo} is not at {self}, or is private (then pass a token: HF_TOKEN or --token)" + (
+                "" if data else f"; {nearest(repo)}"
+            )
         if isinstance(error, errors.RevisionNotFoundError):
             return f"{repo} has no revision '{self.settings.revision}'; see {page}/commits/main"
         if status == 401:
@@ -289,13 +316,15 @@ def _fetch_all(source: _Hub | _Folder, record: dict[str, Any], folder: Path) -> 
     _check_space(folder, [(_partial(folder, name, files[name]), files[name]["size"]) for name in missing])
     for name in missing:
         _fetch(source, name, files[name], folder, record["commit"])
-    for leftover in (path for name in files for path in folder.glob(f".{name}.*.partial")):
-        leftover.unlink()  # of another revision
+    for path in (folder / name for name in files):
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            leftover.unlink()  # of another revision
     write_json(folder / RECORD, {**record, "files": {**old.get("files", {}), **files}})
 
 
 def _fetch(source: _Hub | _Folder, name: str, entry: dict[str, Any], folder: Path, commit: str | None) -> None:
     partial = _partial(folder, name, entry)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
         source.fetch(name, entry, partial, commit)
         if _matches(partial, entry):
@@ -313,7 +342,14 @@ def _fetch(source: _Hub | _Folder, name: str, entry: dict[str, Any], folder: Pat
 
 def _partial(folder: Path, name: str, entry: dict[str, Any]) -> Path:
     """Where the unfinished file is; the checksum in its name keeps another revision from being appended to it."""
-    return folder / f".{name}.{(entry.get('sha256') or entry['git_sha1'])[:12]}.partial"
+    path = folder / name
+    return path.with_name(f".{path.name}.{(entry.get('sha256') or entry['git_sha1'])[:12]}.partial")
+
+
+def _inside(name: str) -> bool:
+    """Whether a hub's name of a file stays in the folder that the files are written to."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") or "\\" in part for part in parts)
 
 
 def _measure(path: Path, algorithm: str = "sha256") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lit_gpt.settings import UserError
 if TYPE_CHECKING:
     from lit_gpt.finetune import Finetune
 
-ROUNDING = ("pack_length", "share_prefix", "memory_gb", "low_memory", "compile")
+ROUNDING = ("pack_length", "share_prefix", "memory_gb", "low_memory", "compile", "devices", "num_nodes", "shard")
 """Settings that may change when a run goes on: the mathematics stays, the order of sums and of random draws may not."""
 
 FREE = ("checkpoint_dir", "data_dir", "out_dir", "resume", "keep_last", "save_interval", "log_interval", "loggers")
@@ -40,7 +40,7 @@ def describe_run(
         "method": describe(method),
         "base": base_identity(settings.checkpoint_dir)
         | {"content": prove_weights(settings.checkpoint_dir), "config": config.to_dict()},
-        "data": {key: meta.get(key) for key in ("name", "tokenizer", "sources", "licence")}
+        "data": {key: meta.get(key) for key in ("name", "tokenizer", "sources", "licence", "prompt_style")}
         | {f"{split}.pt": dataset.digest for split, dataset in splits.items()},
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "threads": torch.get_num_threads(),

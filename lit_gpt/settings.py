@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import difflib
 import itertools
+import json
 import re
 import signal
 import sys
@@ -176,19 +177,26 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: dict[str, Any] | None = None) -> list:
     """Parses `argv` into one instance per dataclass of `classes`; their fields share one flat space of flag names.
 
-    `defaults` replaces the fields' own defaults (a launcher's constants); flags and `--config` win over both.
+    `defaults` replaces the fields' own defaults (a launcher's constants); flags and `--config` win over both. A class
+    may have a `FIRST_WORD`: the field whose value, or values, can stand as the first words, without its flag.
 
     Raises:
         UserError: unknown flag or key, wrong type, missing required flag, or whatever a `__post_init__` refuses.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"python {prog} [flags]" if prog.endswith(".py") else f"{prog} [flags]"
+    first = next((cls.FIRST_WORD for cls in classes if hasattr(cls, "FIRST_WORD")), None)
+    flags = f"{first.upper()} [flags]" if first else "[flags]"
+    usage = f"python {prog} {flags}" if prog.endswith(".py") else f"{prog} {flags}"
     parser = _Parser(prog, usage=usage, description=doc.strip(), formatter_class=_HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action=_ConfigFile)
     parser.add_argument("--debug", action="store_true")
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)
     parser.set_defaults(defaults or {})
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv)) if first else []
+    if words:
+        several = next(f for cls in classes for f in dataclasses.fields(cls) if f.name == first).type == list[str]
+        argv = [f"--{first}={json.dumps(words) if several else words[0]}", *argv[len(words) if several else 1 :]]
     argv = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in argv]
     try:
         values = parser.parse_args(argv)
@@ -229,7 +237,8 @@ def run(
     except UserError as error:
         return _report(error, str(error), argv, code=2)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if str(stop):
+            print(stop, file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -254,7 +263,11 @@ def _report(error: Exception, message: str, argv: list[str], code: int) -> int:
     if "--debug" in argv:
         print(_TOKEN.sub("hf_***", "".join(traceback.format_exception(error))), end="", file=sys.stderr)
     hint = "" if code == 2 or "--debug" in argv else " (--debug shows where)"
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    line = _TOKEN.sub("hf_***", line)  # an access token that stands where none belongs
-    print(f"error: {line}{hint}", file=sys.stderr)
+    print(f"error: {one_line(message)}{hint}", file=sys.stderr)
     return code
+
+
+def one_line(message: str) -> str:
+    """A message for a terminal: no control characters, and no access token that stands where none belongs."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return _TOKEN.sub("hf_***", line)

@@ -8,6 +8,7 @@ A folder with `tokenizer.model` only is read with SentencePiece itself, which is
 transformers converts the file, and that conversion splits runs of spaces and leading spaces differently.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +28,20 @@ class _Json:
         self.model.no_truncation()  # some files carry the lengths of the script that saved them
         self.model.no_padding()
         self.size = self.model.get_vocab_size()
-        self.hidden = {i for i, token in self.model.get_added_tokens_decoder().items() if token.special}
+        added = {i: token for i, token in self.model.get_added_tokens_decoder().items() if token.special}
+        self.hidden = added.keys()
+        self.specials = {token.content: (i, token.lstrip, token.rstrip) for i, token in added.items()}
         self.find, self.piece = self.model.token_to_id, self.model.id_to_token
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self.model.encode_batch(texts, add_special_tokens=False)]
+    def encode(self, texts: Sequence[str], literal: bool = False) -> list[list[int]]:
+        if self.model.encode_special_tokens != literal:  # cannot be set while another thread encodes
+            self.model.encode_special_tokens = literal
+        return [found.ids for found in self.model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def starts_anew(self, config: dict[str, Any]) -> bool:
+        """Whether the text after a special token is encoded like the beginning of one."""
+        token = next((text for text, (_, _, strips) in self.specials.items() if not strips), None)
+        return token is None or self.encode([f"{token}a"])[0][1:] == self.encode(["a"])[0]
 
     def decode(self, ids: list[int]) -> str:
         return self.model.decode(ids, skip_special_tokens=True)
@@ -55,9 +65,15 @@ class _SentencePiece:
         self.size = self.model.vocab_size()
         self.model.id_to_piece(list(range(self.size)))  # damaged ones, which are no text, are refused here
         self.hidden = {i for i in range(self.size) if self.model.is_control(i) or self.model.is_unknown(i)}
+        controls = (i for i in range(self.size) if self.model.is_control(i))
+        self.specials = {self.model.id_to_piece(i): (i, False, False) for i in controls}
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], literal: bool = False) -> list[list[int]]:
         return self.model.encode(list(texts), out_type=int)
+
+    def starts_anew(self, config: dict[str, Any]) -> bool:
+        """As Llama's own tokenizer of 2023 did it, unless the configuration says otherwise."""
+        return config.get("legacy") is not False
 
     def decode(self, ids: list[int]) -> str:
         return self.model.decode([i for i in ids if i < self.size and i not in self.hidden])
@@ -78,6 +94,11 @@ class _SentencePiece:
         return bos_id is not None and config.get("add_bos_token") is not False
 
 
+_GUARD = "\ufdd0"
+"""A character that stands for none: put into the text of a special token, it keeps it from becoming that token."""
+_UNUSED = re.compile("[\ufdd0-\ufdef]")
+"""Characters that Unicode gives to programs; they do not come in texts."""
+
 _KINDS = {"tokenizer.json": _Json, "tokenizer.model": _SentencePiece}
 
 
@@ -88,6 +109,7 @@ class Tokenizer:
         file: the file it was read from, `tokenizer.json` or `tokenizer.model`.
         vocab_size: number of ids that it knows; the model's embedding may have more rows.
         bos_id, eos_id: ids of the tokens that begin and end a text, None where there is none.
+        bos, eos: their texts, "" where there is none.
         use_bos: whether a prompt of this model starts with `bos_id`.
     """
 
@@ -117,6 +139,18 @@ class Tokenizer:
         self.bos_id = self._special_id("bos", config)
         self.eos_id = self._special_id("eos", config)
         self.use_bos: bool = self._backend.adds_bos(self.bos_id, config)
+        self.bos, self.eos = ("" if i is None else self.token(i) for i in (self.bos_id, self.eos_id))
+        specials = dict(self._backend.specials)
+        for i in (self.bos_id, self.eos_id):
+            if i is not None:  # they are special even where their file does not say so
+                specials.setdefault(self.token(i), (i, False, False))
+        self._specials = {text: i for text, (i, _, _) in specials.items()}
+        patterns = [
+            (r"\s*" if before else "") + re.escape(text) + (r"\s*" if after else "")
+            for text, (_, before, after) in sorted(specials.items(), key=lambda item: -len(item[0]))
+        ]
+        self._find_special = re.compile(f"({'|'.join(patterns)})" if patterns else r"($.)")
+        self._starts_anew = self._backend.starts_anew(config)
         pieces = (self._backend.find(f"<0x{byte:02X}>") for byte in range(256))
         self._byte_ids = {i for i in pieces if i is not None}
 
@@ -176,6 +210,99 @@ class Tokenizer:
             raise UserError("the text has bytes that are not UTF-8; take them out, or save it as UTF-8") from error
         head, tail = [self.bos_id] if first else [], [self.eos_id] if last else []
         return [head + row + tail for row in rows] if head or tail else rows
+
+    def find(self, text: str) -> int | None:
+        """The id of a token by its text, None if there is none."""
+        return self._backend.find(text)
+
+    def guard(self, text: str) -> str:
+        """The text such that `encode_pieces` reads it as plain characters, also where it spells special tokens."""
+
+        def broken(found: re.Match) -> str:
+            start = len(found[0]) - len(found[0].lstrip()) + 1
+            return found[0][:start] + _GUARD + found[0][start:]
+
+        return self._find_special.sub(broken, _UNUSED.sub("", text))
+
+    def is_special(self, i: int) -> bool:
+        """Whether an id is a special token, which `decode` leaves out."""
+        return i in self._backend.hidden or i in (self.bos_id, self.eos_id)
+
+    def first_special(self, text: str) -> str | None:
+        """The first special token that a text spells."""
+        found = self._find_special.search(text)
+        return found and found[0].strip()
+
+    def last_special(self, text: str) -> str | None:
+        """The special token with which a text ends."""
+        found = self._find_special.split(text)
+        return found[-2].strip() if len(found) > 1 and not found[-1] else None
+
+    def encode_pieces(
+        self, rows: Sequence[Sequence[tuple[str, bool]]], *, bos: bool, own: bool = False
+    ) -> list[tuple[list[int], list[bool]]]:
+        """The ids of texts that are made of marked pieces, and the mark of every id.
+
+        A text has the ids that the tokenizer gives it as a whole, but for two things: no token reaches over a place
+        where the marks change, so a prompt has the same ids with its answer as without; and what `guard` was given does
+        not become special tokens.
+
+        Args:
+            rows: the texts, each as (piece, mark).
+            bos: put `bos_id` first, unless the text begins with it.
+            own: a piece whose mark differs from that before it is encoded as if it stood on its own, with the space
+                that SentencePiece puts before a first word.
+
+        Raises:
+            UserError: BOS is asked for and the tokenizer has none, or a text cannot be written as UTF-8.
+        """
+        wanted: dict[tuple[str, bool], list[int]] = {}  # (text, whether it begins a text) -> ids
+        plans = []
+        for row in rows:
+            plan: list[tuple[int | tuple[str, bool], bool]] = []
+            anew = True
+            merged: list[list[Any]] = []
+            for text, mark in row:
+                if merged and merged[-1][1] == mark:
+                    merged[-1][0] += text
+                else:
+                    merged.append([text, mark])
+            for text, mark in merged:
+                for place, part in enumerate(self._find_special.split(text)):
+                    if place % 2:
+                        plan.append((self._specials[part if part in self._specials else part.strip()], mark))
+                        anew = self._starts_anew
+                    elif part := part.replace(_GUARD, ""):
+                        wanted[part, anew] = []
+                        plan.append(((part, anew), mark))
+                        anew = False
+                anew = anew or own
+            plans.append(plan)
+        self._fill(wanted)
+        out = []
+        for plan in plans:
+            ids = [self.bos_id] if bos and (not plan or plan[0][0] != self.bos_id) else []
+            marks = [False] * len(ids)
+            for what, mark in plan:
+                found = [what] if isinstance(what, int) else wanted[what]
+                ids += found
+                marks += [mark] * len(found)
+            out.append((ids, marks))
+        if bos and self.bos_id is None:
+            raise UserError(f"{self.file}: the tokenizer has no BOS token; name it in tokenizer_config.json")
+        return out
+
+    def _fill(self, wanted: dict[tuple[str, bool], list[int]]) -> None:
+        """Encodes texts without special tokens: as the beginning of a text, or behind a character that nothing merges
+        with, so that it is the tokenizer's view of the middle of one."""
+        keys = list(wanted)
+        try:
+            (head,) = self._backend.encode(["\0"], literal=True)
+            rows = self._backend.encode([text if anew else f"\0{text}" for text, anew in keys], literal=True)
+        except (TypeError, RuntimeError, UnicodeError) as error:
+            raise UserError("the text has bytes that are not UTF-8; take them out, or save it as UTF-8") from error
+        for key, row in zip(keys, rows, strict=True):
+            wanted[key] = row if key[1] else row[len(head) :]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without special tokens and, for SentencePiece, without the space before the first word.

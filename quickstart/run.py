@@ -84,11 +84,11 @@ def ask(rows: list[dict[str, str]], lora: str | None) -> list[str]:
 
     from lit_gpt import Tokenizer, load_gpt
     from lit_gpt.decode import complete
-    from lit_gpt.prompts import get_style
+    from lit_gpt.prompts import Turn, get_style
 
-    tokenizer, prompt = Tokenizer(CHECKPOINT), get_style("alpaca").prompt
+    tokenizer, alpaca = Tokenizer(CHECKPOINT), get_style("alpaca")
     model = load_gpt(CHECKPOINT, torch.float32, finetuned=lora, merge=True)
-    prompts = [tokenizer.encode(prompt(row["instruction"], row["input"])) for row in rows]
+    prompts = [alpaca.encode_prompt(tokenizer, (Turn("user", row["instruction"], row["input"]),)) for row in rows]
     return [tokenizer.decode(ids).strip() for ids in complete(model, prompts, 12, stop_ids=[tokenizer.eos_id])]
 
 

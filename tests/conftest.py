@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
+from hub_server import HubServer
 
 from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.config import Config
@@ -114,3 +115,17 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with quiet(tmp_path_factory.mktemp("cache")):
         yield write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A local hub that the client in this process talks to."""
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)  # read from the environment at import
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server

@@ -1,4 +1,4 @@
-"""A small hub on this machine: the part of the Hugging Face HTTP API that its client uses to fetch models.
+"""A small hub on this machine: the part of the Hugging Face HTTP API that its client uses to fetch repositories.
 
     with HubServer() as hub:
         repo = hub.add("org/name", {"config.json": b"{}"}, lfs={"model.safetensors": b"..."})
@@ -6,7 +6,8 @@
         ...  # a client with HF_ENDPOINT=hub.endpoint
 
 Answered: `/api/models/ID[/revision/REV]`, `/api/models/ID/tree/COMMIT`, and HEAD and GET (with Range) of
-`/ID/resolve/REV/FILE`. Large files (`lfs`) are redirected to another origin, as the hub redirects to its storage.
+`/ID/resolve/REV/FILE`; the same for data sets, whose ID here begins with
+`datasets/`. Large files (`lfs`) are redirected to another origin, as the hub redirects to its storage.
 `requests` logs what was asked. Errors carry the hub's codes in `X-Error-Code`.
 """
 
@@ -126,11 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
         authorized = request.authorization == f"Bearer {self.hub.token}"
         if self.hub.status:
             return self.answer_error(self.hub.status, None, "down for maintenance")
-        if found := re.fullmatch(r"/storage/(.+?/.+?)/(.+)", request.path):
+        if found := re.fullmatch(r"/storage/((?:datasets/)?[^/]+/[^/]+)/(.+)", request.path):
             repo = self.hub.repos[found[1]]
             return self.answer_file(repo, found[2], repo.lfs[found[2]])
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", request.path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path)
+        path = request.path.replace("/api/datasets/", "/api/models/datasets/")
+        api = re.fullmatch(r"/api/models/((?:datasets/)?[^/]+/[^/]+?)(?:/(revision|tree)/(.+))?", path)
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         repo = self.hub.repos.get((api or file)[1]) if api or file else None
         if request.authorization and not authorized:
             return self.answer_error(401, None, "Invalid credentials in Authorization header", request.authorization)

@@ -14,7 +14,7 @@ import pytest
 from lit_gpt.cli import COMMANDS, _load, main
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("finetune", "generate", "scripts", "eval")
+FOLDERS = ("finetune", "generate", "chat", "scripts", "eval")
 LAUNCHERS = sorted(f"{path.parent.name}/{path.name}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 HEAVY = ("torch", "numpy", "lightning", "transformers", "lm_eval", "huggingface_hub")
 SHOW_ALL = f"""
@@ -62,6 +62,12 @@ def flags(command: str) -> list[str]:
     return [field.name for place in COMMANDS[command][1:] for field in fields(_load(place)) if field.init]
 
 
+def first_word(command: str) -> str:
+    """The setting that a command takes as its first word, as its usage shows it."""
+    words = [cls.FIRST_WORD for place in COMMANDS[command][1:] if hasattr(cls := _load(place), "FIRST_WORD")]
+    return "".join(f"{word.upper()} " for word in words)
+
+
 def test_every_command_has_one_launcher() -> None:
     assert sorted(map(launched, LAUNCHERS)) == sorted(COMMANDS)
 
@@ -77,7 +83,9 @@ def test_help_of_launchers_shows_their_docstring_and_all_flags(shown: dict[str, 
         source = (ROOT / launcher).read_text()
         assert source.startswith("r") == ("\\" in source.split('"""')[1]), "a backslash at a line's end joins the lines"
         doc = ast.get_docstring(ast.parse(source), clean=False)
-        assert shown[launcher].startswith(f"usage: python {launcher} [flags]\n\n{doc}\n")
+        assert shown[launcher].startswith(
+            f"usage: python {launcher} {first_word(launched(launcher))}[flags]\n\n{doc}\n"
+        )
         assert f"\n    python {launcher} " in doc, "a command to copy, indented"
         for flag in flags(launched(launcher)):
             assert f"\n  --{flag} " in shown[launcher]
@@ -85,7 +93,7 @@ def test_help_of_launchers_shows_their_docstring_and_all_flags(shown: dict[str, 
 
 def test_help_of_commands_shows_all_flags(shown: dict[str, str]) -> None:
     for command in COMMANDS:
-        assert shown[command].startswith(f"usage: lit-gpt {command} [flags]\n\n")
+        assert shown[command].startswith(f"usage: lit-gpt {command} {first_word(command)}[flags]\n\n")
         assert "Raises:" not in shown[command]
         for flag in flags(command):
             assert f"\n  --{flag} " in shown[command]

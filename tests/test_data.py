@@ -15,8 +15,11 @@ import pytest
 import torch
 from conftest import SENTENCES, SHARED, command, train_byte_level
 
+from lit_gpt.data import prepare as data_prepare
+from lit_gpt.data import readers
 from lit_gpt.data.dataset import TokenDataset, check_tokenizer, write_dataset
-from lit_gpt.prompts import get_style
+from lit_gpt.data.prepare import shortened, trouble
+from lit_gpt.prompts import Turn, get_style
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -119,7 +122,8 @@ def test_files_are_flat_small_and_safe_to_load(prepared: Callable) -> None:
 
 def test_ids_beyond_16_bits(checkpoint: Path, tmp_path: Path) -> None:
     samples = [np.array([1, 70_000, 2]), np.array([65_535])]
-    write_dataset(tmp_path, {"train": (samples, [1, 1])}, Tokenizer(checkpoint), {})
+    masks = [np.array([False, True, True]), np.array([False])]
+    write_dataset(tmp_path, {"train": (samples, masks)}, Tokenizer(checkpoint), {})
     data = TokenDataset(tmp_path)
     assert [data.ids(i).tolist() for i in range(2)] == [[1, 70_000, 2], [65_535]]
     assert data.supervised(-1).tolist() == [False]
@@ -130,18 +134,19 @@ def test_ids_beyond_16_bits(checkpoint: Path, tmp_path: Path) -> None:
 def test_masks_that_start_within_a_byte(checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 30, 50)
-    samples, starts = [rng.integers(0, 300, n) for n in lengths], [int(rng.integers(0, n + 1)) for n in lengths]
-    write_dataset(tmp_path, {"train": (samples, starts)}, Tokenizer(checkpoint), {})
+    samples, masks = [rng.integers(0, 300, n) for n in lengths], [rng.integers(0, 2, n).astype(bool) for n in lengths]
+    write_dataset(tmp_path, {"train": (samples, masks)}, Tokenizer(checkpoint), {})
     data = TokenDataset(tmp_path / "train.pt")
-    for i, (sample, start) in enumerate(zip(samples, starts, strict=True)):
+    for i, (sample, mask) in enumerate(zip(samples, masks, strict=True)):
         assert data.ids(i).tolist() == sample.tolist()
-        assert data.supervised(i).tolist() == [place >= start for place in range(len(sample))]
+        assert data.supervised(i).tolist() == mask.tolist()
 
 
 def test_same_command_same_bytes(prepared: Callable, model: Path) -> None:
     names = ("train.pt", "test.pt", "meta.json")
     folder, _ = prepared("--test_split_fraction", 0.2)
     first = {name: (folder / name).read_bytes() for name in names}
+    shutil.rmtree(folder)
     prepared("--test_split_fraction", 0.2)
     assert first == {name: (folder / name).read_bytes() for name in names}
     # pinned: the split must be the same on every machine and with every version of numpy
@@ -149,6 +154,72 @@ def test_same_command_same_bytes(prepared: Callable, model: Path) -> None:
     assert numbers == [4, 12, 15, 16, 19, 26, 27, 37]
     prepared("--test_split_fraction", 0.2, "--seed", 7)
     assert numbers != [int(text.split()[-1]) for text in texts(folder, model, "test")]
+
+
+def test_an_identical_call_leaves_all_as_it_is(
+    prepared: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, _ = prepared()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    was = capsys.readouterr().err
+
+    def again(*argv: object, rows: list = ROWS) -> bool:
+        """Whether the set was kept; in any case it is what it should be."""
+        prepared(*argv, rows=rows)
+        assert len(TokenDataset(folder)) > 0
+        return "unchanged" in capsys.readouterr().err
+
+    assert again()
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    moved = rows_file(tmp_path / "elsewhere/rows.jsonl")
+    assert (
+        prepare(
+            "json",
+            Path(was.split("--checkpoint_dir ")[1].split()[0]),
+            "--data_file",
+            moved,
+            "--destination_path",
+            folder,
+        )
+        == 0
+    )  # the same content at another place
+    assert "unchanged" in capsys.readouterr().err
+    assert not again(rows=ROWS[:-1])
+    assert not again("--seed", 2)
+    assert not again("--prompt_style", "plain")
+    assert not again()
+    with open(folder / "train.pt", "ab") as file:
+        file.write(b"?")
+    assert not again()
+    (folder / "test.pt").unlink()
+    assert not again()
+    (folder / "meta.json").write_text("{}")
+    assert not again()
+    monkeypatch.setattr(data_prepare, "VERSION", 99)
+    assert not again()
+
+
+def test_chunks_and_threads_change_nothing(
+    prepared: Callable, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes whether rows are tokenised at once, or a few at a time while others are."""
+    rows = [{**row, "output": f"{row['output']} {n}"} for n in range(9) for row in ROWS] + [{"text": "The sun."}] * 9
+    folder, _ = prepared(rows=rows)
+    whole = {name: (folder / name).read_bytes() for name in ("train.pt", "test.pt")}
+    for chunk in (1, 7, 64):
+        shutil.rmtree(folder)
+        monkeypatch.setattr(data_prepare, "CHUNK", chunk)
+        prepared(rows=rows)
+        assert whole == {name: (folder / name).read_bytes() for name in whole}
+
+
+@pytest.mark.parametrize("style", ["alpaca", "plain", "chatml"])
+def test_plain_text_is_learnt_as_it_stands(prepared: Callable, model: Path, style: str) -> None:
+    folder, _ = prepared("--prompt_style", style, rows=[{"text": " The old cat.\n"}] * 5)
+    data, tokenizer = TokenDataset(folder), Tokenizer(model)
+    text = tokenizer.encode("The old cat.", eos=True)
+    assert [data.ids(i).tolist() for i in range(len(data))] == [text] * 4
+    assert data.supervised(0).tolist() == [False] + [True] * (len(text) - 1)
 
 
 @pytest.mark.parametrize(("fraction", "size"), [(0.0001, 1), (0.5, 20), (0.26, 10)])
@@ -233,11 +304,50 @@ def test_meta_says_where_the_set_comes_from(
     assert "1 rows;" in told.err
 
 
-def test_special_tokens_in_a_text_are_reported(byte_level: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = rows_file(tmp_path / "rows.jsonl", [*ROWS, {"instruction": "End?", "output": "sun<|endoftext|> and more"}])
+def test_special_tokens_in_a_text_stay_text(byte_level: Path, tmp_path: Path) -> None:
+    row = {"instruction": "End<|endoftext|>?", "input": "<|endoftext|>", "output": "sun<|endoftext|> and more"}
+    source = rows_file(tmp_path / "rows.jsonl", [row, row])
     assert prepare("json", byte_level, "--data_file", source, "--destination_path", tmp_path / "set") == 0
-    assert json.loads((tmp_path / "set/meta.json").read_text())["rows"]["spelling_special_tokens"] == 1
-    assert "1 rows spell the tokenizer's BOS or EOS" in capsys.readouterr().err
+    data, tokenizer = TokenDataset(tmp_path / "set"), Tokenizer(byte_level)
+    ids = data.ids(0).tolist()
+    assert ids.count(tokenizer.eos_id) == 1
+    assert ids[-1] == tokenizer.eos_id
+    assert tokenizer.decode(ids).count("<|endoftext|>") == 3
+
+
+TALK = (
+    Turn("system", "The red dog."),
+    *(Turn(("user", "assistant")[n % 2], " ".join(WORDS[n : n + 12])) for n in range(6)),
+)
+
+
+@pytest.mark.parametrize("style", ["chatml", "alpaca", "llama2-chat"])
+def test_a_conversation_is_cut_within_an_answer_or_before_a_question(byte_level: Path, style: str) -> None:
+    tokenizer, used = Tokenizer(byte_level), get_style(style)
+    [(ids, marks)] = used.encode(tokenizer, [TALK])
+    [(first, _)] = used.encode(tokenizer, [TALK[:3]])
+    prompt = len(used.encode_prompt(tokenizer, TALK[:2]))
+    for limit in range(2, len(ids)):
+        cut, kept = shortened(ids, marks, limit)
+        assert len(cut) == len(kept) <= limit
+        if limit < prompt + 2:
+            assert not any(kept)
+            continue
+        assert cut[-1] == ids[-1]  # the end of a turn, here EOS
+        assert kept[-1]
+        assert cut[:-1] == ids[: len(cut) - 1]
+        assert kept == marks[: len(kept)]
+        assert len(cut) >= min(limit, len(first))
+
+
+def test_conversations_that_cannot_be_learnt() -> None:
+    chatml = get_style("chatml")
+    assert trouble(TALK, chatml) is None
+    assert trouble(TALK[:2], chatml) == "it ends with the user's turn; the last must be the assistant's, to be learnt"
+    assert trouble((*TALK, Turn("tool", "1")), chatml).startswith("it ends with the tool's turn")
+    assert "has no turns of the system" in trouble(TALK, get_style("redpajama"))
+    assert "turn 2 (user) is empty" in trouble((TALK[0], Turn("user", " "), TALK[2]), chatml)
+    assert "turn 1 has the role 'gpt'" in trouble((Turn("gpt", "Hi"),), chatml)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -343,7 +453,7 @@ BROKEN = {
         ":2:instruction: a number where text should be: '5'",
     ),
     "null": ("json", b'{"instruction": "x", "output": null}', ":1:output: null where text should be"),
-    "list": ("json", b'[{"instruction": "x", "output": ["y"]}]', ":row 1:output: a list where text should be"),
+    "list": ("json", b'[{"instruction": "x", "output": ["y"]}]', ":1:row 1:output: a list where text should be"),
     "boolean": ("json", b'{"instruction": "x", "output": true}', ":1:output: true or false where text should be"),
     "input": ("json", b'{"instruction": "x", "input": {}, "output": "y"}', ":1:input: an object where text"),
     "key": ("json", b'{"question": "x", "answer": "y"}', "no key 'instruction' among 'question, answer'; prepare_json"),
@@ -351,7 +461,7 @@ BROKEN = {
     "string": ("json", GOOD + b'"text"', ":2: text where an object with keys should be: 'text'"),
     "array": ("json", b'[{"instruction": "x",\n "output": "y"},\n {"instruction": "x" "y"}]', ":3: not valid JSON"),
     "object": ("json", b'{\n "instruction": "x",\n "output": y}', ":3: not valid JSON"),
-    "row": ("json", b'[{"instruction": "x", "output": "y"}, 7]', ":row 2: a number where an object"),
+    "row": ("json", b'[{"instruction": "x", "output": "y"}, 7]', ":1:row 2: a number where an object"),
     "long value": ("json", b'{"instruction": "x", "output": [' + b"9, " * 99 + b"1]}", "…'; put it between quotes"),
     "deep": ("json", b'{"instruction": "x", "output": ' + b"[" * 99999, ":1: not valid JSON (RecursionError"),
     "long number": ("json", b'{"instruction": "x", "output": ' + b"9" * 9999 + b"}", ":1: not valid JSON (ValueError"),
@@ -404,14 +514,40 @@ def test_broken_files_get_one_line(checkpoint: Path, tmp_path: Path, name: str, 
 def test_broken_rows_can_be_left_out(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "rows").write_bytes(GOOD * 4 + b"{oops\n" + b'{"output": 1}\n' + GOOD[:20] + b"\n" + GOOD * 2)
     flags = ["--data_file", tmp_path / "rows", "--destination_path", tmp_path / "set"]
-    told = refused(capsys, prepare("json", checkpoint, *flags), ":5: not valid JSON")
-    assert "and 2 more broken rows; --skip_bad_rows true" in told
+    assert prepare("json", checkpoint, *flags) == 2
+    *rows, last = capsys.readouterr().err.splitlines()
+    assert [row.split(":")[1] for row in rows] == ["5", "6", "7"]
+    assert last == f"error: 3 broken rows in {flags[1]}; --skip_bad_rows true leaves them out and lists them"
+    assert not (tmp_path / "set").exists()
     assert prepare("json", checkpoint, *flags, "--skip_bad_rows", "true") == 0
     meta = json.loads((tmp_path / "set/meta.json").read_text())
     assert meta["dropped"] == {"broken": 3}
     assert [row.split(":")[1] for row in meta["broken_rows"]] == ["5", "6", "7"]
     assert meta["rows"]["read"] == 9
     assert "3 broken" in capsys.readouterr().err
+    assert [line.split(":")[1] for line in (tmp_path / "set/skipped.txt").read_text().splitlines()] == ["5", "6", "7"]
+    (tmp_path / "rows").write_bytes(GOOD * 4)
+    assert prepare("json", checkpoint, *flags) == 0
+    assert not (tmp_path / "set/skipped.txt").exists()
+
+
+def test_a_mapped_input_must_be_there(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A missing `input` is none; a missing key that `--map` names is a slip."""
+    source = rows_file(tmp_path / "rows.jsonl", [{"instruction": "Sun?", "output": "sea"}])
+    flags = ["--data_file", source, "--map", "input=context"]
+    refused(capsys, prepare("json", checkpoint, *flags), ":1: no key 'context' among 'instruction, output'")
+
+
+def test_twenty_broken_rows_of_each_file_are_shown(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name, count in (("a.jsonl", 25), ("b.jsonl", 2)):
+        (tmp_path / name).write_bytes(GOOD + b'{"output": 1}\n' * count)
+    assert prepare("json", checkpoint, "--data_file", tmp_path, "--destination_path", tmp_path / "set") == 2
+    *rows, last = capsys.readouterr().err.splitlines()
+    assert [row.split(":")[0].rpartition("/")[2] for row in rows] == ["a.jsonl"] * 21 + ["b.jsonl"] * 2
+    assert rows[20] == f"{tmp_path}/a.jsonl: and 5 more broken rows"
+    assert last.startswith("error: 27 broken rows in ")
 
 
 @pytest.mark.parametrize(
@@ -420,12 +556,15 @@ def test_broken_rows_can_be_left_out(checkpoint: Path, tmp_path: Path, capsys: p
         ([], "--data_file is required"),
         (["--data_file", "row.jsonl"], "no file row.jsonl; did you mean rows.jsonl?"),
         (["--data_file", "nowhere/x.jsonl"], "no file nowhere/x.jsonl"),
-        (["--data_file", "."], "is a folder; name the files"),
-        (["--data_file", "rows.csv"], "use scripts/prepare_csv.py"),
+        (["--data_file", "empty"], "no .json, .jsonl, .ndjson, .csv, .tsv, .parquet file in the folder empty"),
+        (["--data_file", "nowhere/*.csv"], "no file matches nowhere/*.csv"),
+        (["--data_file", "rows.csv"], "rows.csv is empty"),
+        (["--data_file", "link.jsonl"], "link.jsonl is a link to gone.jsonl, which is not there"),
+        (["--data_file", "loop.jsonl"], "cannot read loop.jsonl: Too many levels of symbolic links"),
         (["--test_file", "none"], "no file none"),
         (["--map", "question"], "--map: 'question' is not of the form field=key"),
-        (["--map", "prompt=question"], "field one of instruction, input, output"),
-        (["--map", "input=context"], ":1: no key 'context' among"),
+        (["--map", "prompt=question"], "field one of instruction, input, output, system, text, messages"),
+        (["--map", "text=story,output=answer"], "--map: text is a whole sample; take output out"),
         (["--prompt_style", "alpca"], "did you mean alpaca?"),
         (["--test_split_fraction", "1"], "--test_split_fraction: 1.0 is not between 0 and 1"),
         (["--seed", "-1"], "--seed: must be in"),
@@ -447,6 +586,10 @@ def test_wrong_settings(
     monkeypatch.chdir(tmp_path)
     rows_file(Path("rows.jsonl"))
     Path("rows.csv").touch()
+    Path("empty").mkdir()
+    Path("empty/notes.txt").touch()
+    Path("link.jsonl").symlink_to("gone.jsonl")
+    Path("loop.jsonl").symlink_to("loop.jsonl")
     source = ["--data_file", "rows.jsonl"] if flags and "--data_file" not in flags else []
     refused(capsys, prepare("json", checkpoint, *source, *flags), expected)
 
@@ -460,11 +603,12 @@ def test_a_tokenizer_without_eos(byte_level: Path, tmp_path: Path, capsys: pytes
 def test_unreadable_file(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    refused(capsys, prepare("json", checkpoint, "--data_file", tmp_path / "x"), "Permission denied")
+    monkeypatch.setattr(readers, "open", refuse, raising=False)
+    source = rows_file(tmp_path / "x")
+    refused(capsys, prepare("json", checkpoint, "--data_file", source), "x: Permission denied; check its permissions")
 
 
 def test_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -472,6 +616,7 @@ def test_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, capsy
     flags = ["--data_file", source, "--destination_path", tmp_path / "set"]
     assert prepare("json", checkpoint, *flags) == 0
     capsys.readouterr()
+    rows_file(source, ROWS * 21)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # bytes that a file may have
     try:
@@ -626,7 +771,10 @@ def test_another_tokenizer_is_refused(checkpoint: Path, byte_level: Path, tmp_pa
 def test_real_alpaca_libre(hub: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [str(SHARED / f"data/alpaca_libre/alpaca_libre_tasks_v{version}.jsonl") for version in (1, 2, 3)]
     flags = ["--data_file", f"[{','.join(files)}]", "--destination_path", tmp_path]
-    refused(capsys, prepare("alpaca_libre", SHARED / "hub" / hub, *flags), "v2.jsonl:2279: not valid JSON")
+    assert prepare("alpaca_libre", SHARED / "hub" / hub, *flags) == 2
+    *rows, last = capsys.readouterr().err.splitlines()
+    assert "v2.jsonl:2279: not valid JSON" in rows[0]
+    assert (len(rows), "14 broken rows" in last) == (14, True)
     assert prepare("alpaca_libre", SHARED / "hub" / hub, *flags, "--skip_bad_rows", "true") == 0
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert meta["rows"] == {**meta["rows"], "read": 5874, "train": 2988, "test": 120}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import command
+from conftest import command, train_sentencepiece
 from safetensors.torch import load_file, save_file
 from test_families import VARIANTS, error
 
@@ -202,6 +202,7 @@ def test_training_goes_on_from_what_was_trained_before(checkpoint: Path, data: P
 def test_gguf_and_ollama(tmp_path: Path, capsys) -> None:
     folder, out = tmp_path / "model", tmp_path / "out"
     hf_checkpoint("llama: multi-head", folder)
+    train_sentencepiece(folder)
     trained(folder, LoRA(), tmp_path / "lit_model_lora_finetuned.pth")
     flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--format", "gguf"]
     assert command("export", *flags) == 0

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -54,11 +55,11 @@ def wide(x_TGD: Tensor, q_THD: Tensor) -> Tensor:
 
 
 PACKS = {
-    "nothing shared": ([3, 1, 5], [None, None, None]),
-    "one beginning": ([4, 3, 5, 2], [None, 0, 0, 0]),
-    "two, and fillers": ([4, 3, 5, 6, 1, 2, 3], [None, 0, 0, None, 3, 3, None]),
-    "one that nothing continues first": ([5, 2, 3, 1], [None, None, 1, 1]),
-    "continuations apart from what they continue": ([3, 4, 2, 2, 5], [None, None, 0, 1, 0]),
+    "nothing shared": np.r_[:3, :1, :5],
+    "one beginning": np.r_[:7, 4:9, 4:6],
+    "two, and fillers": np.r_[:7, 4:9, :7, 6:8, 6:9, :3],
+    "one that nothing continues first": np.r_[:5, :5, 2:3],
+    "branches of branches": np.r_[:6, 4:9, 7:8, 7:10, 4:5, 2:6, 5:6, :2, 1:3],
 }
 
 
@@ -68,15 +69,27 @@ def test_joined_calls_are_the_tiles(name: str, groups: int, monkeypatch: pytest.
     monkeypatch.setattr(flash, "_forward", forward)
     monkeypatch.setattr(flash, "_backward", backward)
     torch.manual_seed(0)
-    lengths, parents = PACKS[name]
-    pack, look = Pack(lengths, parents, torch.device("cpu")), Look(0.4)
-    inputs = [torch.randn(1, heads, sum(lengths), 8).double().requires_grad_() for heads in (4, groups, groups)]
+    pack, look = Pack(PACKS[name], torch.device("cpu")), Look(0.4)
+    inputs = [torch.randn(1, heads, len(pack.depths), 8).double().requires_grad_() for heads in (4, groups, groups)]
     found = flash.flash(*inputs, pack.calls, look.scale)
     expected = _Tiles.apply(*inputs, pack.tiles, look)
     assert torch.allclose(found, expected, rtol=1e-10)
     upstream = torch.randn_like(found)
     for a, b in zip(*(torch.autograd.grad(y, inputs, upstream) for y in (found, expected)), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("known", [1, 4, 6])
+def test_known_tokens_are_seen_and_do_not_look(known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that goes on after others: tiles and kernels give what the whole tree's have for the rest."""
+    monkeypatch.setattr(flash, "_forward", forward)
+    torch.manual_seed(0)
+    depths, cpu, look = PACKS["branches of branches"][:18], torch.device("cpu"), Look(0.4)
+    q, k, v = (torch.randn(1, heads, len(depths), 8).double() for heads in (4, 2, 2))
+    whole = _Tiles.apply(q, k, v, Pack(depths, cpu).tiles, look)[:, :, known:]
+    pack = Pack(depths, cpu, known)
+    assert torch.allclose(_Tiles.apply(q[:, :, known:], k, v, pack.tiles, look), whole, rtol=1e-12)
+    assert torch.allclose(flash.flash(q[:, :, known:], k, v, pack.calls, look.scale), whole, rtol=1e-10)
 
 
 def test_no_kernel_on_a_cpu() -> None:

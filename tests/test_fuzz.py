@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 from lit_gpt.checkpoint import load_gpt, read_finetuned, save_finetuned
 from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.config import Config
-from lit_gpt.data import sources
+from lit_gpt.data import formats, readers
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.files import read_json, sealed, write_json
 from lit_gpt.hub import Download, download
 from lit_gpt.methods import LoRA
 from lit_gpt.model import GPT, meta_gpt
+from lit_gpt.prompts import Conversation
 from lit_gpt.settings import UserError, parse
 from lit_gpt.tokenizer import Tokenizer
 
@@ -243,7 +244,7 @@ ARRAY = json.dumps(ROWS, indent=1)
 CSV = "instruction,input,output\n" + "".join(
     ",".join('"' + value.replace('"', '""') + '"' for value in row.values()) + "\n" for row in ROWS
 )
-READERS = {"lines": (LINES, sources.json_rows), "array": (ARRAY, sources.json_rows), "csv": (CSV, sources.csv_rows)}
+DATA_TEXTS = {"lines": LINES, "array": ARRAY, "csv": CSV}
 ODD_ROW = st.dictionaries(
     st.sampled_from(["instruction", "input", "output", "status", "\ud800"]), ODD | st.just("text")
 )
@@ -251,9 +252,9 @@ ODD_ROW = st.dictionaries(
 
 @st.composite
 def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """The reader, and the bytes that it gets."""
-    kind = draw(st.sampled_from(sorted(READERS)))
-    text = READERS[kind][0]
+    """What the file is, and its bytes."""
+    kind = draw(st.sampled_from(sorted(DATA_TEXTS)))
+    text = DATA_TEXTS[kind]
     if draw(st.integers(0, 7)) == 0:
         return kind, draw(st.binary(max_size=200))
     if kind == "lines" and draw(st.booleans()):
@@ -262,32 +263,33 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
     return kind, draw(spoiled(good)) if draw(st.integers(0, 9)) else good
 
 
-def samples(read: Callable, path: Path) -> tuple[list[sources.Sample], int]:
+def samples(path: Path, kind: str) -> tuple[list[Conversation], int]:
     """The samples of a file, and how many rows of it were not taken; every row must say where it stands."""
     taken, refused, places, said = [], 0, set(), []
-    for place, row in read(path):
+    for place, row in readers.rows(path, "csv" if kind == "csv" else "json"):
         assert place.startswith(f"{path}:")
         assert place not in places
         places.add(place)
         try:
-            if isinstance(row, sources.BadRow):
+            if isinstance(row, readers.BadRow):
                 raise row
-            taken.append(sources.take(place, row))
-        except sources.LeftOut:
+            taken.append(formats.take(place, row))
+        except formats.LeftOut:
             refused += 1
-        except sources.BadRow as error:
+        except readers.BadRow as error:
             refused += 1
             said.append(str(error).removeprefix(place))
     assert all(text[0] == ":" and len(text) < 600 for text in said)
     return taken, refused
 
 
-def assert_samples(taken: list[sources.Sample]) -> None:
+def assert_samples(taken: list[Conversation]) -> None:
     for sample in taken:
-        assert all(isinstance(value, str) and value == value.strip() for value in sample)
-        assert sample[2]
-        assert sample[0] or sample[1]
-        "".join(sample).encode()
+        (question, given), answer = sample[-2][1:], sample[-1].text
+        assert all(isinstance(value, str) and value == value.strip() for turn in sample for value in turn)
+        assert answer
+        assert question or given
+        "".join(value for turn in sample for value in turn).encode()
 
 
 @given(file=data_files())
@@ -296,15 +298,17 @@ def test_data_files(tmp_path: Path, file: tuple[str, bytes]) -> None:
     kind, content = file
     path = tmp_path / "rows"
     path.write_bytes(content)
-    found = outcome(lambda: samples(READERS[kind][1], path))
+    found = outcome(lambda: samples(path, kind))
     if found is not None:
         taken, refused = found
         assert_samples(taken)
         if kind == "lines" and content[:1] == b"{" and content.split(b"\n")[0].strip() != b"{":
             lines = content.decode(errors="surrogateescape").split("\n")
             assert len(taken) + refused == sum(bool(line.strip()) for line in lines), "no line is passed over"
-        if content == READERS[kind][0].encode():
-            assert taken == [tuple(value.strip() for value in row.values()) for row in ROWS]
+        if content == DATA_TEXTS[kind].encode():
+            assert [(*sample[0][1:], sample[1].text) for sample in taken] == [
+                tuple(value.strip() for value in row.values()) for row in ROWS
+            ]
 
 
 @given(
@@ -312,12 +316,12 @@ def test_data_files(tmp_path: Path, file: tuple[str, bytes]) -> None:
 )
 @fuzz(0.04)
 def test_map_texts(text: str) -> None:
-    keys = outcome(lambda: sources.parse_map(text))
+    keys = outcome(lambda: formats.parse_map(text))
     if keys is not None:
-        assert list(keys) == list(sources.FIELDS)
+        assert keys.keys() <= set(formats.FIELDS)
         named = dict(part.split("=", 1) for part in text.split(","))
         named = {field.strip(): key.strip() for field, key in named.items()}
-        assert keys == {**sources.FIELDS, **named}
+        assert keys.items() >= named.items()
         assert all(keys.values())
 
 
@@ -586,7 +590,7 @@ def test_records_of_downloads(data: st.DataObject, tmp_path: Path, downloaded: P
 
 CLASSES = {name: [_load(place) for place in places[1:]] for name, places in COMMANDS.items()}
 FLAGS = sorted({field.name for found in CLASSES.values() for cls in found for field in dataclasses.fields(cls)})
-TEXTS = [
+FILES = [
     *("", " ", "-", "--", "-1", "0", "1", "2.5", "nan", ".nan", ".inf", "1e999", "1_000", "010", "1:30", "0x10"),
     *(
         "true",
@@ -632,7 +636,7 @@ TEXTS = [
         "[" * 5000,
     ),
 ]
-VALUES = st.sampled_from(TEXTS) | st.integers().map(str) | st.floats().map(str)
+VALUES = st.sampled_from(FILES) | st.integers().map(str) | st.floats().map(str)
 VALUES |= st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 NUMBERS = (1 << 63) - 1
 
@@ -731,7 +735,7 @@ def test_files_of_settings(data: st.DataObject, tmp_path: Path) -> None:
             spoiled(GOOD_FILE),
             st.sampled_from([text.encode() for text in BAD_FILES]),
             st.binary(max_size=40),
-            st.tuples(st.sampled_from(FLAGS), st.sampled_from(TEXTS)).map(
+            st.tuples(st.sampled_from(FLAGS), st.sampled_from(FILES)).map(
                 lambda pair: ": ".join(pair).encode("utf-8", "replace")
             ),
             drawn.map(lambda value: json.dumps(value).encode()),
@@ -806,7 +810,7 @@ def test_configurations_that_were_found(change: dict, message: str) -> None:
 
 def test_other_things_that_were_found(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="--map: output is named twice, as 'a' and 'b'"):
-        sources.parse_map("output=a,output=b")
+        formats.parse_map("output=a,output=b")
     shutil.copy(checkpoint / "tokenizer.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
     with pytest.raises(UserError, match=r"eos_token '\\ud800' is no text"):
@@ -817,4 +821,4 @@ def test_other_things_that_were_found(checkpoint: Path, tmp_path: Path, capsys: 
     for depth in range(900, 1000):  # read, but too deep to be shown
         (tmp_path / "rows").write_text("[" * depth + "]" * depth)
         with contextlib.suppress(UserError):
-            samples(sources.json_rows, tmp_path / "rows")
+            samples(tmp_path / "rows", "json")

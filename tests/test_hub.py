@@ -51,20 +51,6 @@ UNWANTED = {
 BIG = {"pytorch_model.bin": hashlib.shake_128(b"weights").digest(12_000_000)}  # the client writes blocks of 10 MiB
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A local hub that the client in this process talks to."""
-    from huggingface_hub import constants
-
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)  # read from the environment at import
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield server
-
-
 def launch(hub: HubServer, tmp_path: Path, *flags: str, **popen) -> subprocess.Popen:
     """Starts the launcher as its user would, in `tmp_path`, with a home of its own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}

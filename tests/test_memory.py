@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import command
@@ -33,7 +34,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) 
 
         blocks, model.blocks = model.blocks, model.blocks[:layers]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            pack = Pack([tokens], [None], torch.device("cpu"))
+            pack = Pack(np.arange(tokens), torch.device("cpu"))
             out = model.hidden(torch.zeros(1, tokens, dtype=torch.int64), None, pack.attend if tiles else causal)
         totals.append(sum(storage.nbytes() for storage in kept.values()))
         model.blocks = blocks

@@ -16,24 +16,22 @@ import numpy as np
 import torch
 
 from lit_gpt.archive import prove, save
-from lit_gpt.files import read_sealed, sealed, write_json
+from lit_gpt.data import FORMAT
+from lit_gpt.files import read_sealed, sealed, sha256, write_json
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
-
-FORMAT = 1
-"""Version of the files; a reader refuses others."""
 
 
 def write_dataset(
     folder: Path,
-    splits: dict[str, tuple[list[np.ndarray], list[int]]],
+    splits: dict[str, tuple[list[np.ndarray], list[np.ndarray]]],
     tokenizer: Tokenizer,
     meta: dict[str, Any],
 ) -> dict[str, int]:
     """Writes the files of a data set.
 
     Args:
-        splits: "train" and "test" -> the ids of each sample, and the first of them that is to be predicted.
+        splits: "train" and "test" -> the ids of each sample, and which of them are to be predicted, as booleans.
         meta: what `meta.json` says beyond its format and the tokenizer.
 
     Returns:
@@ -47,16 +45,19 @@ def write_dataset(
         (folder / "meta.json").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --destination_path") from error
-    for split, (samples, starts) in splits.items():
-        _write_split(folder / f"{split}.pt", samples, starts)
-    write_json(folder / "meta.json", sealed({"format": FORMAT, **meta, "tokenizer": _describe(tokenizer)}))
-    return {name: (folder / name).stat().st_size for name in (*(f"{split}.pt" for split in splits), "meta.json")}
+    for split, (samples, masks) in splits.items():
+        _write_split(folder / f"{split}.pt", samples, masks)
+    files = {f"{split}.pt": sha256(folder / f"{split}.pt") for split in splits}
+    facts = {"format": FORMAT, **meta, "files": files, "tokenizer": _describe(tokenizer)}
+    write_json(folder / "meta.json", sealed(facts))
+    return {name: (folder / name).stat().st_size for name in (*files, "meta.json")}
 
 
-def _write_split(path: Path, samples: list[np.ndarray], starts: list[int]) -> None:
+def _write_split(path: Path, samples: list[np.ndarray], masks: list[np.ndarray]) -> None:
     tokens = np.concatenate(samples)
     tokens = tokens.astype(np.uint16 if tokens.max() < 1 << 16 else np.int32)
-    supervised = np.concatenate([np.arange(len(ids)) >= start for ids, start in zip(samples, starts, strict=True)])
+    supervised = np.concatenate(masks)
+    assert len(supervised) == len(tokens)
     content = {
         "tokens": torch.from_numpy(tokens),
         "lengths": torch.tensor([len(ids) for ids in samples], dtype=torch.int32),
@@ -131,6 +132,11 @@ class TokenDataset:
         start, end = self._span(i)
         bits = np.unpackbits(self._supervised[start // 8 : (end + 7) // 8])
         return torch.from_numpy(bits[start % 8 : start % 8 + end - start].astype(bool))
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """All samples one after the other: their tokens, and which of them are to be predicted, (total,) bool."""
+        tokens = self._tokens.numpy()
+        return tokens, np.unpackbits(self._supervised, count=len(tokens)).astype(bool)
 
 
 def check_tokenizer(meta: dict[str, Any], tokenizer: Tokenizer) -> None:

@@ -1,0 +1,11 @@
+"""Prepare GSM8K for finetuning: downloads it, or reads --data_file, and writes data/gsm8k.
+
+    python scripts/prepare_gsm8k.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
+
+Its own test split is used. The data's licence is MIT.
+"""
+
+from lit_gpt.cli import launch
+
+if __name__ == "__main__":
+    launch("prepare gsm8k", __doc__)
