@@ -49,7 +49,9 @@ def test_it_ends_where_decode_ends(model: GPT) -> None:
 def test_a_model_that_drafts_for_itself_is_never_refused(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = GPT.forward
-    monkeypatch.setattr(GPT, "forward", lambda gpt, idx, **rest: (calls.append(idx.size(1)), forward(gpt, idx, **rest))[1])
+    monkeypatch.setattr(
+        GPT, "forward", lambda gpt, idx, **rest: (calls.append(idx.size(1)), forward(gpt, idx, **rest))[1]
+    )
     drafted(model, model, 26, ahead=4, sampling=Sampling(1.0), generator=torch.Generator().manual_seed(0))
     assert sorted(calls)[-2:] == [5, 5]
     assert calls.count(5) == 5  # one judgement for five tokens
@@ -70,7 +72,9 @@ def test_sampled_text_has_the_models_distribution(model: GPT) -> None:
     assert counts[expected == 0].sum() == 0
     often = expected >= 5
     rest = torch.stack([counts[~often].sum(), expected[~often].sum()])
-    chi = ((counts - expected)[often].square() / expected[often]).sum() + (rest[0] - rest[1]) ** 2 / rest[1].clamp_min(1)
+    chi = ((counts - expected)[often].square() / expected[often]).sum() + (rest[0] - rest[1]) ** 2 / rest[1].clamp_min(
+        1
+    )
     assert chi < int(often.sum()) + 4 * (2 * int(often.sum())) ** 0.5
     wrong = sampling.probabilities(draft(torch.tensor([[1, 2, 3]]))[:, -1])[0]
     assert (wrong - p_V).abs().sum() > 0.2  # the draft's own would have been noticed
