@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train import ROOT, commit, hardware, markdown, run, say, write_section
+from measure import ROOT, commit, hardware, markdown, run, say, write_section
 
 from lit_gpt.files import read_json, write_json
 from lit_gpt.settings import UserError

@@ -18,9 +18,11 @@ from lit_gpt.litgpt_files import lora_of, read_litgpt
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
 from lit_gpt.peft_files import is_peft, read_peft
+from lit_gpt.prompts import Style, get_style
 from lit_gpt.quantize import quantized
 from lit_gpt.ranks import divided
 from lit_gpt.settings import UserError
+from lit_gpt.template import model_template
 
 DTYPES = {
     "bf16-true": torch.bfloat16,
@@ -238,6 +240,29 @@ def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, m
     ):
         raise UserError(f"{path} holds no finetuned weights; expected a file that finetune/*.py wrote")
     return saved
+
+
+def style_of(checkpoint_dir: str | Path, finetuned: str | Path | None = None, named: str | None = None) -> Style | None:
+    """The prompt style of a model: the one that is named, or that it was finetuned with, or its own chat template.
+
+    Args:
+        finetuned: see `read_finetuned`; an adapter of PEFT does not say.
+        named: see `get_style`.
+
+    Returns:
+        None for a base model of which nothing is known.
+
+    Raises:
+        UserError: a file is missing or damaged, or there is no style of that name.
+    """
+    folder = Path(checkpoint_dir)
+    if named is None and finetuned is not None and not is_peft(Path(finetuned)):
+        named = read_finetuned(finetuned)["prompt_style"]
+    if named is None and (folder / "lit_config.json").is_file():
+        merged = read_json(folder / "lit_config.json").get("merged")
+        named = merged.get("prompt_style") if isinstance(merged, dict) else None
+    named = named or model_template(folder)
+    return get_style(named, folder) if named else None
 
 
 def apply_finetuned(model: GPT, path: str | Path, checkpoint_dir: str | Path) -> Method:

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate full": ("generate:generate_full", "generate:GenerateFull"),
     "generate adapter": ("generate:generate_adapter", "generate:GenerateAdapter"),
     "generate adapter_v2": ("generate:generate_adapter_v2", "generate:GenerateAdapterV2"),
+    "chat": ("chat:chat", "chat:Chat"),
     "merge lora": ("merge:merge_lora", "merge:Merge"),
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),

@@ -16,7 +16,7 @@ MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12
 """No model comes near these: a larger number is damage, and building such a model would not end."""
 KINDS = {
     "norm": ("layer", "plain", "rms", "rms+1"),
-    "qk_norm": (None, "head", "all"),
+    "qk_norm": (None, "head", "each", "all"),
     "mlp": ("plain", "gated"),
     "activation": ACTIVATIONS,
     "positions": ("rope", "learned", "alibi"),
@@ -64,7 +64,7 @@ class Config:
     post_norm: bool = False
     """Norms behind them, before what they give is added."""
     qk_norm: str | None = None
-    """Norms of queries and keys: "head" by head, "all" at once, or None."""
+    """Norms of queries and keys: "head" by head, "each" head with a norm of its own, "all" at once, or None."""
     embed_norm: bool = False
     """A norm behind the embedding."""
     embed_scale: float | None = None

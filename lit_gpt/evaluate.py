@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.files import write_text
 from lit_gpt.finetune import Quantize
-from lit_gpt.local_data import local_data
+from lit_gpt.local_data import local_data, require_examples
 from lit_gpt.results import Results, compare, per_sample, samples_file
 from lit_gpt.settings import UserError, at_least, did_you_mean
 
@@ -269,6 +269,8 @@ def evaluate_model(
         with local_data(local_data_dir):
             manager, found = load_tasks(tasks, include_path)
         for task in manager.load(found)["tasks"].values():  # before hours of other tasks have passed
+            fixed = task.config.num_fewshot
+            require_examples(task, fixed if num_fewshot is None or fixed == 0 else num_fewshot)
             if task.OUTPUT_TYPE == "generate_until":
                 read_gen_kwargs(task.config.generation_kwargs or {}, lm)
         results = lm_eval.simple_evaluate(

@@ -149,7 +149,7 @@ def generate_adapter_v2(settings: GenerateAdapterV2) -> None:
 def _generate(settings: Generate, finetuned: Path | None) -> None:
     import torch
 
-    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, read_finetuned
+    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
     from lit_gpt.config import Config
     from lit_gpt.decode import Sampling, decode
     from lit_gpt.prompts import Turn, get_style
@@ -169,7 +169,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     if finetuned is None:
         prompts, stops = tokenizer.encode_batch([text for text, _ in asked]), [tokenizer.eos_id]
     else:
-        style = get_style(read_finetuned(finetuned, settings.checkpoint_dir)["prompt_style"])
+        style = style_of(settings.checkpoint_dir, finetuned) or get_style("plain")
         prompts = [style.encode_prompt(tokenizer, (Turn("user", *pair),)) for pair in asked]
         stops = style.stop_ids(tokenizer)
     prompts = _fitting(prompts, settings, config.block_size, tokenizer)

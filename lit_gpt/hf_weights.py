@@ -135,7 +135,7 @@ def read(shards: list[Shard], config: Config) -> Iterator[tuple[str, Tensor]]:
 
 
 def stored_names(config: Config, entries: list[str] | None = None) -> dict[str, Stored]:
-    """Names in files -> the parameters in them, for every layer and expert, as far as the model has them.
+    """Names in files -> the parameters in them, for every layer and expert or head, as far as the model has them.
 
     `entries` are those of the family's `WEIGHTS` to look at; None: all.
     """
@@ -143,10 +143,10 @@ def stored_names(config: Config, entries: list[str] | None = None) -> dict[str, 
     for theirs in table if entries is None else table.keys() & entries:
         ours = stored(table[theirs])
         for layer in range(config.n_layer) if "{}" in theirs else (0,):
-            for expert in range(config.n_expert) if "[]" in theirs else (0,):
+            for member in range(max(config.n_expert, config.n_head)) if "[]" in theirs else (0,):
 
-                def numbered(name: str, layer: int = layer, expert: int = expert) -> str:
-                    return name.replace("{}", str(layer)).replace("[]", str(expert))
+                def numbered(name: str, layer: int = layer, member: int = member) -> str:
+                    return name.replace("{}", str(layer)).replace("[]", str(member))
 
                 here = replace(ours, names=tuple(map(numbered, ours.names)))
                 if needed.keys() >= set(here.names):

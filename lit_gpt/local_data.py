@@ -10,10 +10,14 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
 from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from lm_eval.api.task import Task
 
 Row = dict[str, Any]
 Place = str
@@ -226,31 +230,41 @@ def local_data(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def read(source: Source, name: str | None, folder: Path) -> Any:
-    """A `datasets.DatasetDict` of the files that are there.
+def read(source: Source, name: str | None, folder: Path) -> "DatasetDict":
+    """The files that are there.
 
     Raises:
-        UserError: the file that is evaluated is missing, a row is wrong, or a split is asked for that is not there.
+        UserError: the file that is evaluated is missing, or a row is wrong.
     """
     from datasets import Dataset, DatasetDict
 
     places = {split: folder / source.folder / file.format(name) for split, file in source.files.items()}
 
     def missing(split: str) -> UserError:
-        place = places.get(split)
-        return UserError(f"--local_data: no {place}, which this task needs; it comes from {source.origin}")
+        return UserError(f"--local_data: no {places.get(split, split)}, which this task needs; from {source.origin}")
 
     class Splits(DatasetDict):
-        def __missing__(self, split: str) -> Any:
-            raise missing(split)
+        absent: UserError | None = None
+
+        def __missing__(self, split: str) -> Dataset:
+            """A task without examples asks for the split that has them, too: it gets none, see `require_examples`."""
+            self.absent = missing(split)
+            return next(iter(self.values())).select([])
 
     found = Splits()
     for split, path in places.items():
         if path.is_file():
             rows = [source.row(row, place, path) for place, row in source.read(path)]
             if not rows:
-                raise UserError(f"{path}: no rows in it; it comes from {source.origin}")
+                raise UserError(f"{path}: no rows in it; it is from {source.origin}")
             found[split] = Dataset.from_list(rows)
         elif not found:
             raise missing(split)
     return found
+
+
+def require_examples(task: "Task", shots: int | None) -> None:
+    """Raises UserError if a task is to put examples in front of its questions whose file is not there."""
+    absent = getattr(task.dataset, "absent", None)
+    if shots and absent is not None:
+        raise absent

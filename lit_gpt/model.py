@@ -258,8 +258,7 @@ class Attention(nn.Module):
         """The three in one; see `fuse`."""
         self.whole_norm = config.qk_norm == "all"
         """Queries and keys are normed before they are split into heads, otherwise head by head."""
-        sizes = {None: None, "all": (queries, keys), "head": (config.head_size, config.head_size)}[config.qk_norm]
-        self.q_norm, self.k_norm = [build_norm(config, size) for size in sizes] if sizes else (None, None)
+        self.q_norm, self.k_norm = (build_qk_norm(config, size) for size in (queries, keys))
 
     def fuse(self) -> None:
         """Makes one product of those for queries, keys and values, which pays where a call is a single token.
@@ -367,6 +366,15 @@ def build_norm(config: Config, size: int | None = None) -> nn.Module:
     return {"rms": RMSNorm, "rms+1": OnePlusRMSNorm}[config.norm](size, eps=eps)
 
 
+def build_qk_norm(config: Config, size: int) -> nn.Module | None:
+    """The norm of queries or keys, `size` channels in all."""
+    if config.qk_norm is None:
+        return None
+    if config.qk_norm == "each":
+        return HeadNorms(size // config.head_size, config)
+    return build_norm(config, size if config.qk_norm == "all" else config.head_size)
+
+
 class RMSNorm(nn.RMSNorm):
     """As PyTorch's; see `lean.rms_norm`."""
 
@@ -381,6 +389,18 @@ class OnePlusRMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         return rms_norm(x, 1 + self.weight.to(torch.promote_types(x.dtype, torch.float32)), self.eps)
+
+
+class HeadNorms(nn.ModuleList):
+    """A LayerNorm without bias for every head (StableLM 2 12B)."""
+
+    def __init__(self, heads: int, config: Config) -> None:
+        super().__init__(nn.LayerNorm(config.head_size, config.norm_eps, bias=False) for _ in range(heads))
+
+    def forward(self, x_BTHD: Tensor) -> Tensor:
+        """(B, T, H, D) -> (B, T, H, D)."""
+        weight_HD = torch.stack([norm.weight for norm in self])
+        return F.layer_norm(x_BTHD, x_BTHD.shape[-1:], eps=self[0].eps) * weight_HD
 
 
 def softcapped(x: Tensor, cap: float) -> Tensor:

@@ -78,6 +78,10 @@ class Results(NamedTuple):
                     scores[task, key] = Score(value, error if isinstance(error, int | float) else None)
         return scores
 
+    def scores_of(self, measures: list[Measure]) -> list[Score]:
+        """Those that are there."""
+        return [self.scores[measure] for measure in measures if measure in self.scores]
+
     @property
     def main(self) -> dict[Measure, Score]:
         """One measure for every task that is not part of a group: its accuracy by normalised answers, or its first."""
@@ -125,7 +129,8 @@ def difference(before: Results, after: Results, measure: Measure) -> Difference:
     """How much a measure differs, by the documents that both models answered where they are known.
 
     Of paired documents the differences count, which are fewer than the errors of both scores say; McNemar's exact test
-    for right and wrong, the normal distribution of the mean for other values. Unpaired: z of the two standard errors.
+    for right and wrong, the normal distribution of the mean for other values, which wants some 30 documents. Unpaired: z
+    of the two standard errors.
     """
     old, new = (side.samples.get(measure, {}) for side in (before, after))
     a, b = before.scores[measure], after.scores[measure]
@@ -172,6 +177,8 @@ def compare(before: Results, after: Results) -> str:
 
 
 def _verdict(found: Difference, higher: bool) -> str:
+    if found.value == 0:
+        return "the same"
     if found.p is None:
         return "unknown"
     if found.p >= CHANCE:
@@ -207,6 +214,8 @@ class Plot:
     """What the legend calls the files; unset: by their names."""
 
     def __post_init__(self) -> None:
+        if not self.results:
+            raise UserError("name at least one results file: python eval/plot.py results-base.json results-lora.json")
         if self.names is not None and len(self.names) != len(self.results):
             raise UserError(f"--names: {len(self.names)} names for {len(self.results)} files; give one for each")
         if len(self.results) > len(COLOURS):
@@ -215,9 +224,13 @@ class Plot:
 
 def plot(settings: Plot) -> None:
     """Draws results as a bar chart with 95 % intervals, and prints them as a Markdown table."""
-    paths = [Path(name) for name in settings.results]
-    names = settings.names or distinct([path.stem for path in paths])
-    runs = {name: Results.read(path) for name, path in zip(names, paths, strict=True)}
+    if settings.out.is_dir():
+        raise UserError(
+            f"--out: {settings.out} is a folder; name a picture in it, for example {settings.out / 'a.png'}"
+        )
+    files = [Path(path) for path in settings.results]
+    names = settings.names or distinct([file.stem for file in files])
+    runs = {name: Results.read(file) for name, file in zip(names, files, strict=True)}
     measures = list(dict.fromkeys(measure for run in runs.values() for measure in run.scores))
     rows = [
         [*_names(measure), *(str(run.scores[measure]) if measure in run.scores else "–" for run in runs.values())]
@@ -225,7 +238,7 @@ def plot(settings: Plot) -> None:
     ]
     print(markdown(["task", "metric", *runs], rows))
     main = dict.fromkeys(measure for run in runs.values() for measure in run.main)
-    drawn = [m for m in main if all(0 <= run.scores[m].value <= 1 for run in runs.values() if m in run.scores)]
+    drawn = [m for m in main if all(0 <= score.value <= 1 for run in runs.values() for score in run.scores_of([m]))]
     if left := [" ".join(_names(measure)) for measure in main if measure not in drawn]:
         print(f"Not in the picture, as not between 0 and 1: {', '.join(left)}", file=sys.stderr)
     if not drawn:
@@ -258,9 +271,11 @@ def draw(runs: dict[str, Results], measures: list[Measure], path: Path) -> None:
         for row, value, error in zip(rows, values, errors, strict=True):
             axes.annotate(f"{value:.3f}", (value + error, row), (5, 0), textcoords="offset points", va="center", size=8)
     axes.set_yticks(range(len(measures)), ["\n".join(_names(measure)) for measure in measures], size=9)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("score (bars: 95 % confidence interval)", size=9)
+    highest = max(s.value + BETWEEN_95 * (s.error or 0) for run in runs.values() for s in run.scores_of(measures))
+    axes.set_xlim(0, min(1, 1.12 * highest + 0.05))  # with room for the numbers
+    axes.set_xlabel("score, with its 95 % confidence interval", size=9)
     axes.tick_params(length=0)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", color="#dddddd", linewidth=0.7)

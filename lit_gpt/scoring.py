@@ -50,8 +50,8 @@ class Tree(NamedTuple):
 
 def plant(sequences: Sequence[Scored]) -> Tree:
     """The tree of the sequences."""
-    rows = [np.array(ids, dtype=np.int64) for ids, _ in sequences]
-    order = sorted(range(len(rows)), key=lambda i: rows[i][:-1].astype(">u8").tobytes())  # compares id by id
+    rows = [np.array(ids, dtype=np.int32) for ids, _ in sequences]
+    order = sorted(range(len(rows)), key=lambda i: rows[i][:-1].astype(">u4").tobytes())  # compares id by id
     way = np.zeros(max(map(len, rows)), dtype=np.int64)
     total, before = 0, rows[0][:0]
     ids, depths, places, labels, owners = [], [], [], [], []
@@ -70,8 +70,8 @@ def plant(sequences: Sequence[Scored]) -> Tree:
         before = row
     at = np.concatenate(places)
     ascending = np.argsort(at, kind="stable")
-    pairs = (at, np.concatenate(labels), np.concatenate(owners))
-    return Tree(np.concatenate(ids), np.concatenate(depths), *(x[ascending] for x in pairs))
+    pairs = (at, np.concatenate(labels).astype(np.int64), np.concatenate(owners))
+    return Tree(np.concatenate(ids).astype(np.int64), np.concatenate(depths), *(x[ascending] for x in pairs))
 
 
 @torch.inference_mode()

@@ -22,10 +22,10 @@ FLOORS = [
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
+    {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
     {"cli"},
 ]
-LAUNCHERS = ["finetune", "generate", "scripts", "eval"]
+LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 

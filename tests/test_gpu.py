@@ -23,6 +23,7 @@ from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.decode import Sampling, complete
 from lit_gpt.methods import METHODS
 from lit_gpt.quantize import dequantized, for_decoding, quantized
+from lit_gpt.scoring import score
 from lit_gpt.train import loss_sum
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -63,6 +64,21 @@ def test_the_kernels_for_a_pack_compute_its_tiles(groups: int, scale: float) -> 
         strict=True,
     ):
         assert apart(a, b) < 1e-2
+
+
+@torch.inference_mode()
+def test_a_tree_is_scored_by_the_kernels(wide: Path) -> None:
+    """Row by row, the tokens known from earlier rows among the keys: as single sequences in float32 on the CPU."""
+    draw = np.random.default_rng(0)
+    ids = [tuple(draw.integers(0, 3, draw.integers(4, 200)).tolist()) for _ in range(40)]
+    asked = [(one, len(one) // 2) for one in ids]
+    plain, model = load_gpt(wide, torch.float32), load_gpt(wide, torch.bfloat16, device=CUDA)
+    for pack_length in (50, 4096):
+        scores = dict(pair for _, known in score(model, asked, pack_length) for pair in known)
+        for i, (one, n) in enumerate(asked):
+            logprobs = plain(torch.tensor([one[:-1]]))[0, -n:].log_softmax(-1)
+            expected = logprobs.gather(1, torch.tensor(one[-n:])[:, None]).sum().item()
+            assert scores[i].logprob == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("quantize", [None, "bnb.nf4", "bnb.nf4-dq", "bnb.int8-training"])

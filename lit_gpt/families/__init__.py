@@ -5,8 +5,8 @@ A family file is a translation table, without torch:
 - `MODEL_TYPES`: the `model_type` values of `config.json` that it reads.
 - `fields(hf)`: the dict of a `config.json` -> the fields of `lit_gpt.config.Config`.
 - `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer, `[]` for
-  the expert. A `Stored` instead of a name says that the tensor is kept in another way: fused, turned or interleaved.
-  Where exports of different years or sizes name a tensor differently, all its names lead to the same target.
+  the expert or head. A `Stored` instead of a name says that the tensor is kept in another way: fused, turned or
+  interleaved. Where exports of different years or sizes name a tensor differently, all names lead to the same target.
 - `in_files(config)`, where that matters: which of them `transformers` writes into files for this model.
 - `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
 

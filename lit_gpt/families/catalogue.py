@@ -390,6 +390,7 @@ _STABLELM: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
     "partial_rotary_factor": 0.25,
 }
+_STABLELM_12B: dict[str, Any] = {**_STABLELM, "vocab_size": 100352, "qk_layernorm": True, "use_parallel_residual": True}
 _OLMO: dict[str, Any] = {"model_type": "olmo", "vocab_size": 50304}
 _OLMO_2: dict[str, Any] = {
     "model_type": "olmo2",
@@ -583,11 +584,12 @@ CATALOGUE: dict[str, Row] = {
     **_size(2_651_553_280, _gpt2(32, 32, 2560, **_CEREBRAS), "cerebras/Cerebras-GPT-2.7B apache-2.0 allowed"),
     **_size(6_658_404_352, _gpt2(32, 32, 4096, **_CEREBRAS), "cerebras/Cerebras-GPT-6.7B apache-2.0 allowed"),
     **_size(12_853_386_240, _gpt2(40, 40, 5120, **_CEREBRAS), "cerebras/Cerebras-GPT-13B apache-2.0 allowed"),
-    # GPT-J. Its authors publish 6,053,381,344: that counts norms, output biases and a bias of the embedding, which the
-    # checkpoint lacks, once for each of the 8 parts that a layer was split into
+    # GPT-Neo
     **_size(125_198_592, _gpt_neo(12, 12, 768), "EleutherAI/gpt-neo-125m mit allowed"),
     **_size(1_315_575_808, _gpt_neo(24, 16, 2048), "EleutherAI/gpt-neo-1.3B mit allowed"),
     **_size(2_651_307_520, _gpt_neo(32, 20, 2560), "EleutherAI/gpt-neo-2.7B mit allowed"),
+    # GPT-J. Its authors publish 6,053,381,344: that counts norms, output biases and a bias of the embedding, which the
+    # checkpoint lacks, once for each of the 8 parts that a layer was split into
     **_size(
         6_050_882_784,
         {
@@ -1077,6 +1079,12 @@ CATALOGUE: dict[str, Row] = {
         _llama(24, 32, 2048, 5632, vocab_size=100352, use_qkv_bias=True, **_STABLELM),
         "stabilityai/stablelm-2-1_6b other base",
         "stabilityai/stablelm-2-zephyr-1_6b other instruct",
+    ),
+    **_size(
+        12_143_185_920,
+        _llama(40, 32, 5120, 13824, num_key_value_heads=8, **_STABLELM_12B),
+        "stabilityai/stablelm-2-12b other base",
+        "stabilityai/stablelm-2-12b-chat other instruct",
     ),
     # OLMo, arXiv 2402.00838, and OLMo 2, arXiv 2501.00656
     **_size(1_176_764_416, _llama(16, 16, 2048, 8192, **{**_OLMO, **_TIED}), "allenai/OLMo-1B-hf apache-2.0 base"),
