@@ -254,7 +254,8 @@ def decode(
     Raises:
         UserError: a prompt is empty or fills the model's context.
     """
-    lengths, limit = check_prompts(model, prompts), model.config.block_size
+    limit = model.config.block_size
+    lengths = check_prompts(prompts, limit)
     slots = min(max(lengths) + max_new_tokens, limit)
     rounds = min(max_new_tokens, limit - min(lengths))
     weight = model.wte.weight
@@ -279,13 +280,13 @@ def decode(
         yield [token if row in open_rows else None for row, token in enumerate(tokens)]
 
 
-def check_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> list[int]:
-    """The prompts' lengths in tokens.
+def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """The prompts' lengths in tokens; `limit` is the model's context.
 
     Raises:
         UserError: a prompt is empty or fills the model's context.
     """
-    lengths, limit = [len(prompt) for prompt in prompts], model.config.block_size
+    lengths = [len(prompt) for prompt in prompts]
     if min(lengths) == 0:
         raise UserError("the prompt is empty; give the model at least one token to start from")
     if max(lengths) >= limit:
