@@ -128,9 +128,9 @@ class Difference(NamedTuple):
 def difference(before: Results, after: Results, measure: Measure) -> Difference:
     """How much a measure differs, by the documents that both models answered where they are known.
 
-    Of paired documents the differences count, which are fewer than the errors of both scores say; McNemar's exact test
-    for right and wrong, the normal distribution of the mean for other values, which wants some 30 documents. Unpaired: z
-    of the two standard errors.
+    Of paired documents the differences count, whose error is less than the errors of both scores say; McNemar's exact
+    test for right and wrong, the normal distribution of the mean for other values, which wants some 30 documents.
+    Unpaired: z of the two standard errors.
     """
     old, new = (side.samples.get(measure, {}) for side in (before, after))
     a, b = before.scores[measure], after.scores[measure]
