@@ -176,7 +176,7 @@ def report(result: dict[str, Any]) -> str:
         f"Commit {result['commit']}, {result['date']}; other processes had at most {others:.0%} of the processors "
         "during a run."
     )
-    same = [name for name in ("ours", *peers) if name in runs]
+    same = [name for name in ("ours", *peers) if name in runs and "random" not in result["model"]]
     alike = {name: sum(map(int.__eq__, runs[name][0]["tokens"][0], runs[same[0]][0]["tokens"][0])) for name in same[1:]}
     agree = "".join(f" Of {s['new_tokens']} tokens {n} are those of {name}." for name, n in alike.items())
     failed = "".join(f"\n\nFailed: {name}: {reason}" for name, reason in result["failed"].items())

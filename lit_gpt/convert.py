@@ -101,13 +101,15 @@ def convert_litgpt(settings: ConvertLitgpt) -> None:
     if (original is None or original.tie_embeddings) and all(name in shards[0].open() for _, name in pair):
         config.tie_embeddings = same_values(*pair)  # litgpt always stores both
     layout = check(shards, config, getattr(torch, settings.dtype) if settings.dtype else None, described)
-    about: dict[str, Any] = {"litgpt": str(folder)}
+    about: dict[str, Any] = {"litgpt": str(folder), "source": _hub_name(folder)}
     final = config
     if original is not None:
         final = dataclasses.replace(config, family=original.family)
         about["stored_as"] = in_files(final)
         if different := _differences(config, original):
-            print(f"note: config.json differs from {described}, which counts: {different}", file=sys.stderr)
+            print(
+                f"note: the original's config.json differs from {described}, which counts: {different}", file=sys.stderr
+            )
     results_folder(out)
     with contextlib.ExitStack() as files:  # they take their names together
         copy_small_files(folder, out, original is not None and original.tie_embeddings > config.tie_embeddings, files)
@@ -117,14 +119,20 @@ def convert_litgpt(settings: ConvertLitgpt) -> None:
 
 def _original(folder: Path) -> Config | None:
     """The model of the hub that a checkpoint of litgpt was made from, as far as that is known and supported."""
-    hub = litgpt.read_yaml(litgpt.description(folder)).get("hf_config")
-    hub = hub if isinstance(hub, dict) else {}
+    name = _hub_name(folder)
     try:
         if (folder / "config.json").exists():
             return Config.from_hf(folder / "config.json")
-        return Config.from_name(f"{hub.get('org')}/{hub.get('name')}")
+        return Config.from_name(name["repo_id"]) if name else None
     except UserError:
         return None
+
+
+def _hub_name(folder: Path) -> dict[str, Any] | None:
+    """Where litgpt got a model from."""
+    hub = litgpt.read_yaml(litgpt.description(folder)).get("hf_config")
+    known = isinstance(hub, dict) and hub.get("org") and hub.get("name")
+    return {"repo_id": f"{hub['org']}/{hub['name']}"} if known else None
 
 
 def _differences(ours: Config, original: Config) -> str:

@@ -163,12 +163,10 @@ class Finetune:
 
     def undivided(self) -> str | None:
         """The setting that asks for whole weights on every device; None if there is none."""
-        reasons = {
-            "--quantize": self.quantize,
-            "--compile": self.compile,
-            "--precision 16-mixed": self.precision[:2] == "16",
-        }
-        reasons[f"--optimizer {self.optimizer}"] = self.optimizer != "adamw"
+        if self.optimizer != "adamw":
+            return f"--optimizer {self.optimizer}"
+        reasons = {"--quantize": self.quantize, "--compile": self.compile}
+        reasons["--precision 16-mixed"] = self.precision == "16-mixed"
         return next((flag for flag, given in reasons.items() if given), None)
 
 
@@ -230,16 +228,16 @@ def take_part(settings: Finetune, method: Method) -> None:
     if settings.dry_run:
         return
     out = settings.out_dir
-    told = describe_run(settings, method, config, splits, fabric.device)
+    told, found = {}, None
     with contextlib.ExitStack() as stack:
-        done, start = False, None
-        if ranks.leads:
+        if ranks.leads:  # it alone reads the folder before it alone writes there
             results_folder(out)
+            told = describe_run(settings, method, config, splits, fabric.device)
             busy = f"--out_dir {out}: another run is at work there; wait for it or choose another folder"
             stack.enter_context(locked(out / ".lock", busy))
             done = settings.resume == "auto" and finished(out, told)
-            start = None if done else find(out, settings.resume, told)
-        done, start = ranks.shared((done, start))
+            found = done, None if done else find(out, settings.resume, told)
+        done, start = ranks.shared(found)
         if done:
             print(
                 f"{out} holds this run, finished: nothing to do; --resume never starts it anew, "

@@ -16,6 +16,7 @@ from typing import Any
 SERVER = """
 import json, os, resource, signal, sys
 import matplotlib.backends.backend_agg, matplotlib.figure, rich.progress, torch
+import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
 import lit_gpt.run
 from lit_gpt.finetune import import_fabric
 import_fabric()
