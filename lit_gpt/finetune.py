@@ -1,5 +1,6 @@
 """Finetuning, from settings to a file of trained weights: load, attach, data, train, save."""
 
+import contextlib
 import math
 import os
 import re
@@ -7,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lit_gpt import processes
 from lit_gpt.files import locked, results_folder
 from lit_gpt.methods import Method, describe
 from lit_gpt.settings import UserError, at_least, check_seed
@@ -105,7 +107,11 @@ class Finetune:
     loggers: list[str] = field(default_factory=list)
     """Further logs: tensorboard, wandb."""
     devices: int = 1
-    """Number of devices."""
+    """Number of devices: GPUs, or processes on a CPU; each computes a part of every step's samples."""
+    num_nodes: int = 1
+    """Number of machines with so many devices each; the command is then started by torchrun or Slurm."""
+    shard: bool | None = None
+    """Divide the base's weights over the devices (FSDP) instead of having all on each; unset: if they would not fit."""
     seed: int = 1337
     """Seed of initialisation, order of the data and dropout."""
     deterministic: bool = False
@@ -113,7 +119,7 @@ class Finetune:
 
     def __post_init__(self) -> None:
         at_least(1, self, "batch_size", "micro_batch_size", "max_iters", "max_steps", "epochs")
-        at_least(1, self, "early_stop_patience", "keep_last")
+        at_least(1, self, "early_stop_patience", "keep_last", "devices", "num_nodes")
         at_least(2, self, "max_seq_length")
         at_least(0, self, "warmup_steps", "weight_decay")
         at_least(1, self, "eval_interval", "eval_iters", "save_interval", "log_interval", "eval_max_new_tokens")
@@ -136,8 +142,10 @@ class Finetune:
             raise UserError(
                 f"--learning_rate {self.learning_rate}: must be positive and not below --min_lr {self.min_lr}"
             )
-        if self.devices != 1:
-            raise UserError(f"--devices {self.devices}: this version trains on one device")
+        if self.batch_size < self.world:
+            raise UserError(f"--batch_size {self.batch_size}: too few samples for {self.world} devices, one for each")
+        if self.shard and (self.world == 1 or self.undivided()):
+            raise UserError(f"--shard does not work with {self.undivided() or '--devices 1'}; leave one of them out")
         if unknown := [name for name in self.loggers if name not in ("tensorboard", "wandb")]:
             raise UserError(f"--loggers: unknown {unknown[0]}; known are tensorboard and wandb")
         if self.quantize and not self.precision.endswith("-true"):
@@ -147,6 +155,19 @@ class Finetune:
         if self.compile and self.quantize:
             raise UserError("--compile does not work with quantised layers; leave it or --quantize out")
         self.time_limit = duration(self.max_time)
+
+    @property
+    def world(self) -> int:
+        """Processes of the run: one for each device of every node."""
+        return self.devices * self.num_nodes
+
+    def undivided(self) -> str | None:
+        """The setting that asks for whole weights on every device; None if there is none."""
+        if self.optimizer != "adamw":
+            return f"--optimizer {self.optimizer}"
+        reasons = {"--quantize": self.quantize, "--compile": self.compile}
+        reasons["--precision 16-mixed"] = self.precision == "16-mixed"
+        return next((flag for flag, given in reasons.items() if given), None)
 
 
 def duration(text: str | None) -> float:
@@ -165,10 +186,25 @@ def duration(text: str | None) -> float:
 
 def finetune(settings: Finetune, method: Method) -> None:
     """Finetunes a model."""
+    rank = processes.number(settings.world)
+    if settings.world == 1 or settings.dry_run:
+        take_part(settings, method)
+    elif rank is not None:
+        with processes.member(rank):
+            take_part(settings, method)
+    elif settings.num_nodes == 1:
+        processes.start(settings.devices)
+    else:
+        raise UserError(f"--num_nodes {settings.num_nodes}: start the command by torchrun or srun; see the README")
+
+
+def take_part(settings: Finetune, method: Method) -> None:
+    """What each process of a run does."""
     # torch and lightning come now: --help does not wait for them
     from lit_gpt.checkpoint import DTYPES, begin_with, default_device, load_gpt
     from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
+    from lit_gpt.ranks import Ranks, shard
     from lit_gpt.record import describe_run
     from lit_gpt.resume import find, finished
     from lit_gpt.run import Run
@@ -177,42 +213,58 @@ def finetune(settings: Finetune, method: Method) -> None:
 
     if settings.pack_length is None:
         settings.pack_length = 640 if default_device().type == "cpu" else 2048
+    several = settings.world > 1 and not settings.dry_run
+    fabric = launch(settings) if several else None  # at once, so that they know if one of them fails
+    ranks = Ranks(fabric.global_rank if fabric else 0, settings.world)
     tokenizer = Tokenizer(settings.checkpoint_dir)
     splits = {split: TokenDataset(settings.data_dir, split) for split in ("train", "test")}
     check_tokenizer(splits["train"].meta, tokenizer)
     config = Config.from_checkpoint(settings.checkpoint_dir)
-    work = Workload(settings, splits, config)
-    fabric = launch(settings)
+    work = Workload(settings, splits, config, ranks)
+    fabric = fabric or launch(settings)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
     dtype = DTYPES[settings.precision]
     work.fit(method, dtype, fabric.device)
     if settings.dry_run:
         return
     out = settings.out_dir
-    results_folder(out)
-    told = describe_run(settings, method, config, splits, fabric.device)
-    with locked(out / ".lock", f"--out_dir {out}: another run is at work there; wait for it or choose another folder"):
-        if settings.resume == "auto" and finished(out, told):
+    told, found = {}, None
+    with contextlib.ExitStack() as stack:
+        if ranks.leads:  # it alone reads the folder before it alone writes there
+            results_folder(out)
+            told = describe_run(settings, method, config, splits, fabric.device)
+            busy = f"--out_dir {out}: another run is at work there; wait for it or choose another folder"
+            stack.enter_context(locked(out / ".lock", busy))
+            done = settings.resume == "auto" and finished(out, told)
+            found = done, None if done else find(out, settings.resume, told)
+        done, start = ranks.shared(found)
+        if done:
             print(
                 f"{out} holds this run, finished: nothing to do; --resume never starts it anew, "
                 "--resume with one of its checkpoints goes on from there"
             )
-            return
-        start = find(out, settings.resume, told)
-        model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=fabric.device)
-        method.attach(model)
-        if settings.init_from and not start:
-            begin_with(model, method, settings.init_from, settings.checkpoint_dir)
-        model.noise = settings.neftune_alpha
-        Run(fabric, settings, method, model.train(), work, tokenizer, told, start).go()
+        else:
+            place = "cpu" if work.divide else fabric.device
+            model = load_gpt(settings.checkpoint_dir, dtype, quantize=settings.quantize, device=place)
+            method.attach(model)
+            if settings.init_from and not start:
+                begin_with(model, method, settings.init_from, settings.checkpoint_dir)
+            model.noise = settings.neftune_alpha
+            if work.divide:
+                shard(model, ranks, fabric.device)
+            Run(fabric, settings, method, model.train(), work, tokenizer, told, start, ranks).go()
+        ranks.leave()
 
 
 def launch(settings: Finetune) -> "Fabric":
     """Lightning's Fabric for these settings, seeded.
 
     Raises:
-        UserError: the device cannot compute in the chosen precision.
+        UserError: the device cannot compute in the chosen precision, or there are too few.
     """
+    import logging
+    import sys
+
     import torch
 
     Fabric = import_fabric()
@@ -222,7 +274,17 @@ def launch(settings: Finetune) -> "Fabric":
         raise UserError("--precision: this GPU has no bfloat16; use 16-mixed or 32-true")
     if not torch.cuda.is_available() and settings.precision == "16-mixed":
         raise UserError("--precision 16-mixed needs a GPU; use bf16-true, bf16-mixed or 32-true on the CPU")
-    fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=precision)
+    options = {"accelerator": "cuda" if torch.cuda.is_available() else "cpu", "precision": precision}
+    if settings.world == 1 or settings.dry_run:
+        fabric = Fabric(devices=1, **options)
+    else:
+        if torch.cuda.is_available() and settings.devices > torch.cuda.device_count():
+            raise UserError(f"--devices {settings.devices}: this machine has {torch.cuda.device_count()} GPUs")
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        strategy = sys.modules["lightning.fabric.strategies"].DDPStrategy(process_group_backend=backend)
+        strategy.setup_module = lambda module: module  # gradients are added up by `lit_gpt.ranks`
+        fabric = Fabric(strategy=strategy, devices=settings.devices, num_nodes=settings.num_nodes, **options)
     fabric.launch()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

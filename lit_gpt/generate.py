@@ -112,7 +112,7 @@ def generate_adapter_v2(settings: GenerateAdapterV2) -> None:
 def _generate(settings: Generate, finetuned: Path | None) -> None:
     import torch
 
-    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, read_finetuned
+    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
     from lit_gpt.decode import Sampling, decode
     from lit_gpt.prompts import Turn, get_style
     from lit_gpt.runlog import peak_memory_gb
@@ -123,7 +123,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     if finetuned is None:
         prompt, stops = tokenizer.encode(settings.prompt), [tokenizer.eos_id]
     else:
-        style = get_style(read_finetuned(finetuned, settings.checkpoint_dir)["prompt_style"])
+        style = style_of(settings.checkpoint_dir, finetuned) or get_style("plain")
         prompt = style.encode_prompt(tokenizer, (Turn("user", settings.prompt, settings.input),))
         stops = style.stop_ids(tokenizer)
     device, began = default_device(), time.perf_counter()

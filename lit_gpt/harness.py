@@ -1,30 +1,27 @@
 """Our model as a model of EleutherAI's evaluation harness (lm-eval), with the numbers of the harness's own `hf` model.
 
-Shapes: B batch, T tokens, V vocabulary, N scored positions.
+Requests are token ids here: equal ones are answered once, and what they share is computed once (`lit_gpt.scoring`).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from lit_gpt.answers import Answers
 from lit_gpt.decode import Sampling, decode
 from lit_gpt.model import GPT
+from lit_gpt.scoring import Score, Scored, pack_length_for, score
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
-Scored = tuple[tuple[int, ...], int]
-"""Token ids, and how many of them at the end are to be scored."""
-
-SOFTMAX_ROWS = 1024
-"""Positions whose probabilities are computed together; in float32 they take V * 4 bytes each."""
+BAR = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+"""How far scoring is; its unit is the token of the tree, which takes always the same time, and not the request."""
 
 
 class LitLM(TemplateLM):
@@ -45,15 +42,19 @@ class LitLM(TemplateLM):
         tokenizer: Tokenizer,
         *,
         batch_size: int = 4,
+        pack_length: int | None = None,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
+        answers: Answers | None = None,
     ) -> None:
         """Wraps a loaded model, on the device where it is.
 
         Args:
-            batch_size: requests per call of the model.
+            batch_size: texts that are generated together.
+            pack_length: tokens that are scored in one call of the model; None: as suits the device.
             max_length: window in tokens; None: all that the model was trained for.
             add_bos_token: whether texts start with BOS; None: as the tokenizer has it.
+            answers: what is known already; takes what becomes known.
 
         Raises:
             UserError: the window is larger than the model's.
@@ -65,8 +66,9 @@ class LitLM(TemplateLM):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.max_length = max_length or longest
         self.add_bos_token = tokenizer.use_bos if add_bos_token is None else add_bos_token
-        self.truncated = 0
+        self.answers, self.truncated = answers or Answers(), 0
         self._device = model.wte.weight.device
+        self.pack_length = pack_length or pack_length_for(self._device)
         self._prefix = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
 
     @property
@@ -130,39 +132,17 @@ class LitLM(TemplateLM):
             sums[owner] += logprob
         return sums
 
-    def _score(self, sequences: list[Scored], label: str) -> list[tuple[float, bool]]:
-        """For each sequence: the log-probability of its scored ids, and whether each of them was the likeliest."""
-        different = list(dict.fromkeys(sequences))  # tasks share answers: truthfulqa_mc2 asks all that mc1 asks
-        found: dict[Scored, tuple[float, bool]] = {}
-        for rows in self._batches([len(ids) for ids, _ in different], label):
-            batch = [different[row] for row in rows]
-            found.update(zip(batch, self._score_batch(batch), strict=True))
+    def _score(self, sequences: list[Scored], label: str) -> list[Score]:
+        """The score of each sequence; of equal ones, which tasks share, only one is computed."""
+        found = {sequence: Score(*value) for sequence, value in self.answers.known(sequences).items()}
+        asked = [sequence for sequence in dict.fromkeys(sequences) if sequence not in found]
+        with tqdm(total=1.0, desc=label, bar_format=BAR, disable=None) as bar:  # None: on a terminal only
+            for share, known in score(self.model, asked, self.pack_length):
+                new = {asked[i]: value for i, value in known}
+                self.answers.add(new)
+                found |= new
+                bar.update(share - bar.n)
         return [found[sequence] for sequence in sequences]
-
-    def _batches(self, lengths: Sequence[int], label: str) -> Iterator[list[int]]:
-        """Row numbers, batch by batch, under a progress bar. The longest first: running out of memory shows at once."""
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        with tqdm(total=len(order), desc=label, unit="request", disable=None) as bar:  # None: on a terminal only
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                yield rows
-                bar.update(len(rows))
-
-    @torch.inference_mode()
-    def _score_batch(self, sequences: list[Scored]) -> list[tuple[float, bool]]:
-        idx_BT = torch.zeros(len(sequences), max(len(ids) for ids, _ in sequences), dtype=torch.int64)
-        scored_BT = torch.zeros_like(idx_BT, dtype=torch.bool)
-        for row, (ids, n) in enumerate(sequences):
-            idx_BT[row, : len(ids)] = torch.tensor(ids)
-            scored_BT[row, len(ids) - n : len(ids)] = True
-        targets_N = idx_BT[scored_BT].to(self._device)
-        logits_NV = self.model(idx_BT[:, :-1].to(self._device), at_BT=scored_BT[:, 1:].to(self._device))
-        parts = zip(logits_NV.split(SOFTMAX_ROWS), targets_N.split(SOFTMAX_ROWS), strict=True)
-        losses_N = torch.cat([F.cross_entropy(logits.float(), targets, reduction="none") for logits, targets in parts])
-        greedy_N = logits_NV.argmax(dim=-1) == targets_N
-        counts = [n for _, n in sequences]
-        pairs = zip(losses_N.cpu().split(counts), greedy_N.cpu().split(counts), strict=True)
-        return [(-losses.sum().item(), greedy.all().item()) for losses, greedy in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The continuation of each context, up to the first of its stop strings."""
@@ -170,22 +150,41 @@ class LitLM(TemplateLM):
         groups: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(row)
-        found = [""] * len(requests)
-        for group in groups.values():
-            settings = read_gen_kwargs(requests[group[0]].args[1], self)
-            for rows in self._batches([len(prompts[row]) for row in group], "generate_until"):
-                texts = self._generate([prompts[group[row]] for row in rows], *settings)
-                for row, text in zip(rows, texts, strict=True):
-                    found[group[row]] = text
-        return found
+        texts = [""] * len(requests)
+        for kwargs, group in groups.items():
+            max_new, sampling, stops = read_gen_kwargs(requests[group[0]].args[1], self)
+            room, greedy = self.max_length - max_new, sampling.temperature == 0
+            self.truncated += sum(len(prompts[row]) > room for row in group)
+            # equal prompts have one answer, unless it is drawn
+            wanted = [(kwargs, tuple(prompts[row][-room:]), 0 if greedy else row) for row in group]
+            found = self.answers.known(wanted) if greedy else {}
+            asked = [want for want in dict.fromkeys(wanted) if want not in found]
+            for batch in self._batches(asked):
+                written = self._generate([prompt for _, prompt, _ in batch], max_new, sampling, stops)
+                new = dict(zip(batch, written, strict=True))
+                found |= new
+                if greedy:
+                    self.answers.add(new)
+            for row, want in zip(group, wanted, strict=True):
+                texts[row] = found[want]
+        return texts
 
-    def _generate(self, prompts: list[list[int]], max_new: int, sampling: Sampling, stops: list[str]) -> list[str]:
-        room = self.max_length - max_new
-        self.truncated += sum(len(prompt) > room for prompt in prompts)
+    def _batches(self, asked: list[tuple]) -> Iterator[list[tuple]]:
+        """Prompts of similar length, under a progress bar. The longest first: running out of memory shows at once."""
+        ordered = sorted(asked, key=lambda want: -len(want[1]))
+        with tqdm(total=len(ordered), desc="generate_until", unit="text", disable=None) as bar:
+            for start in range(0, len(ordered), self.batch_size):
+                batch = ordered[start : start + self.batch_size]
+                yield batch
+                bar.update(len(batch))
+
+    def _generate(
+        self, prompts: list[tuple[int, ...]], max_new: int, sampling: Sampling, stops: list[str]
+    ) -> list[str]:
         streams = [self.tokenizer.stream_decoder() for _ in prompts]
         texts, open_rows = [""] * len(prompts), set(range(len(prompts)))
         stop_ids = [] if self.eot_token_id is None else [self.eot_token_id]
-        for tokens in decode(self.model, [prompt[-room:] for prompt in prompts], max_new, sampling, stop_ids):
+        for tokens in decode(self.model, prompts, max_new, sampling, stop_ids):
             for row in list(open_rows):
                 if tokens[row] is not None:
                     texts[row] += streams[row].add(tokens[row])

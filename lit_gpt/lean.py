@@ -9,6 +9,8 @@ from torch import Tensor
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; keeps both inputs and computes silu(gate) again, where autograd would keep it as a third."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     return _SiluProduct.apply(gate, up)
 
 
@@ -39,11 +41,13 @@ def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropo
 
 
 def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """Which of x's elements to keep, at random, as 1 and 0 in int8, and the expected share of the others.
+    """Which of x's elements to keep, at random, as 1 and 0 of one byte each, and the expected share of the others.
 
-    Each element takes 16 random bits, four elements from one draw: a fifth of the time of drawing them one by one. So
-    the share is `dropout` rounded to a multiple of 2^-16, but not to 0 or 1.
+    On the CPU each element takes 16 random bits, four elements from one draw: a fifth of the time of drawing them one
+    by one. So the share is `dropout` rounded to a multiple of 2^-16, but not to 0 or 1.
     """
+    if x.is_cuda:
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout), dropout
     level = min(max(round(dropout * 2**16), 1), 2**16 - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     keep = torch.empty(x.shape, dtype=torch.int16, device=x.device)
@@ -52,9 +56,11 @@ def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
 
 
 def dropped(x: Tensor, keep: Tensor | None) -> Tensor:
-    """x with zeros where `keep` is 0, as a product of whole numbers: a sixth of the time of `masked_fill` on a CPU."""
+    """x with zeros where `keep` is 0; on a CPU as a product of whole numbers: a sixth of the time of `masked_fill`."""
     if keep is None:
         return x
+    if x.is_cuda:
+        return x * keep
     whole = _WHOLE[x.element_size()]
     return (x.view(whole) * keep.to(whole)).view(x.dtype)
 
@@ -70,23 +76,24 @@ class _LowRankAdd(torch.autograd.Function):
         if dropout:
             keep, share = keep_mask(x, dropout)
             scale /= 1 - share
-        x_2d = dropped(x, keep).flatten(0, -2)
-        low = F.linear(x_2d, A.to(x.dtype))
-        y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), B.t().to(y.dtype), alpha=scale)
-        ctx.save_for_backward(x, keep, low, A, B)
-        ctx.scale = scale
+        short_A, short_B = A.to(x.dtype), B.to(y.dtype)
+        low = F.linear(dropped(x, keep).flatten(0, -2), short_A)
+        y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), short_B.t(), alpha=scale)
+        ctx.save_for_backward(x, keep, low, short_A, short_B)
+        ctx.scale, ctx.dtypes = scale, (A.dtype, B.dtype)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, keep, low, A, B = ctx.saved_tensors
+        type_A, type_B = ctx.dtypes
         dy_2d = dy.flatten(0, -2).to(low.dtype)
         dB = (dy_2d.t() @ low) * ctx.scale
         dlow = (dy_2d @ B.to(low.dtype)).mul_(ctx.scale)
         dx = dropped((dlow @ A.to(low.dtype)).view_as(x), keep) if ctx.needs_input_grad[1] else None
         dA = dlow.t() @ dropped(x, keep).flatten(0, -2).to(low.dtype)
-        return dy, None if dx is None else dx.to(x.dtype), dA.to(A.dtype), dB.to(B.dtype), None, None
+        return dy, None if dx is None else dx.to(x.dtype), dA.to(type_A), dB.to(type_B), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -97,6 +104,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (B, T, H, D); cos, sin: (B or 1, T, 1, R/2), without gradients.
     """
+    if not torch.is_grad_enabled():  # the same sums in half as many calls
+        first, second, *rest = x.split([cos.size(-1), cos.size(-1), x.size(-1) - 2 * cos.size(-1)], -1)
+        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+        return torch.cat((*turned, *rest), -1)
     return _Rotate.apply(x, cos, sin)
 
 
@@ -104,29 +115,29 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+        return _rotated(x, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(dy, cos, -sin), None, None
+        return _rotated(dy, cos, sin, -1), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     half = cos.size(-1)
-    y = x.clone(memory_format=torch.contiguous_format)
     first, second = x[..., :half], x[..., half : 2 * half]
-    y[..., :half].mul_(cos).addcmul_(second, sin, value=-1)
-    y[..., half : 2 * half].mul_(cos).addcmul_(first, sin)
-    return y
+    y = (x[..., : 2 * half].unflatten(-1, (2, half)) * cos.unsqueeze(-2)).flatten(-2)
+    y[..., :half].addcmul_(second, sin, value=-sign)
+    y[..., half:].addcmul_(first, sin, value=sign)
+    return (y if 2 * half == x.size(-1) else torch.cat((y, x[..., 2 * half :]), -1)).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 inside (arXiv 1910.07467).
 
-    PyTorch has one kernel for it on the GPU; on the CPU it takes it apart and keeps a float32 copy of x.
+    PyTorch has one kernel for it; on the CPU it keeps a float32 copy of x for the backward pass.
     """
-    if x.is_cuda:
+    if x.is_cuda or (not torch.is_grad_enabled() and x.dtype == weight.dtype):
         return F.rms_norm(x, weight.shape, weight, eps)
     return _RMSNorm.apply(x, weight, eps)
 

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,6 +55,16 @@ class Needs:
     block: float
     """Per token of a pack: temporaries of one block's backward pass, with what recomputing it keeps."""
     head: float
+    at_once: float = 0.0
+    """Weights, and gradients of trained ones, that are whole on a device at once where the base is divided over some:
+    two blocks, of which one comes while the other is computed, and what is outside the blocks."""
+    divisible: float = 0.0
+    """Of `trained`, what is divided together with the base."""
+
+    def divided(self, devices: int) -> "Needs":
+        """What each of so many devices needs that divide the base among them."""
+        trained = self.trained - self.divisible * (1 - 1 / devices)
+        return replace(self, weights=self.weights / devices + self.at_once, trained=trained)
 
     def peak(self, tokens: int, recompute: bool) -> float:
         """Bytes at the peak of a step whose largest pack has this many tokens."""
@@ -119,6 +129,8 @@ def needs(
     parameters = sum(p.numel() for p in model.parameters())
     linear = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
     largest = max(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
+    block_parameters = sum(p.numel() for p in model.blocks[0].parameters())
+    at_once = parameters - (config.n_layer - min(2, config.n_layer)) * block_parameters
     weights = float(size * parameters)
     if quantize:
         weights += linear * (QUANTIZED_BYTES[quantize] - size)
@@ -133,6 +145,7 @@ def needs(
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
     if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
+    all_trained = trainable == parameters
     return Needs(
         parameters=parameters,
         trainable=trainable,
@@ -144,6 +157,8 @@ def needs(
         head=HEAD_BYTES["cpu" if on_cpu else "cuda"]
         + (size * largest if quantize else 0.0)
         + (PRODUCTS if on_cpu else 0.0),
+        at_once=float(size * at_once * (2 if all_trained else 1)),
+        divisible=float(trained) if all_trained else 0.0,
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from lit_gpt.methods import Method
 from lit_gpt.model import GPT
 from lit_gpt.quantize import bitsandbytes
+from lit_gpt.ranks import divided
 
 EIGHT_BIT = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit"}
 """The setting -> bitsandbytes' class."""
@@ -82,5 +83,5 @@ class Masters:
     @torch.no_grad()
     def _take(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         for (_, master), saved in zip(self._pairs, state["masters"], strict=True):
-            master.copy_(saved)
+            master.copy_(divided(saved, master))
         return {key: value for key, value in state.items() if key != "masters"}

@@ -20,7 +20,7 @@ from lit_gpt.settings import UserError
 if TYPE_CHECKING:
     from lit_gpt.finetune import Finetune
 
-ROUNDING = ("pack_length", "share_prefix", "memory_gb", "low_memory", "compile")
+ROUNDING = ("pack_length", "share_prefix", "memory_gb", "low_memory", "compile", "devices", "num_nodes", "shard")
 """Settings that may change when a run goes on: the mathematics stays, the order of sums and of random draws may not."""
 
 FREE = ("checkpoint_dir", "data_dir", "out_dir", "resume", "keep_last", "save_interval", "log_interval", "loggers")

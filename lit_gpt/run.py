@@ -1,7 +1,9 @@
 """One finetuning run: what is trained on, how long, and what is logged, validated and saved on the way."""
 
 import contextlib
+import itertools
 import math
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +22,10 @@ from lit_gpt.memory import give_back, memory_error_explained
 from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_state
 from lit_gpt.model import GPT
 from lit_gpt.prompts import Turn, get_style
+from lit_gpt.ranks import Ranks, divide_state
 from lit_gpt.record import command_line
 from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
-from lit_gpt.runlog import RunLog, Stopwatch, peak_memory_gb
+from lit_gpt.runlog import NoLog, RunLog, Stopwatch, peak_memory_gb
 from lit_gpt.settings import Stopped, UserError
 from lit_gpt.stopping import CODES, DISK, Deadline, Pace, Signals
 from lit_gpt.tokenizer import Tokenizer
@@ -40,9 +43,10 @@ class Run:
 
     Args:
         fabric: launched and seeded.
-        model: in training mode.
+        model: in training mode, and divided if `ranks` are.
         told: the run's description, see `lit_gpt.record`.
         start: the checkpoint to go on from; None: from the beginning.
+        ranks: the processes of the run. All of them do what is done here, at the same steps; one of them writes.
     """
 
     def __init__(
@@ -55,15 +59,17 @@ class Run:
         tokenizer: Tokenizer,
         told: dict[str, Any],
         start: Checkpoint | None,
+        ranks: Ranks,
     ) -> None:
         self.fabric, self.settings, self.method, self.tokenizer = fabric, settings, method, tokenizer
-        self.gpt, self.work, self.told = model, work, told
+        self.gpt, self.work, self.told, self.ranks = model, work, told, ranks
         trained = [p for p in model.parameters() if p.requires_grad]
+        ranks.align(trained)
         fused = (
             settings.precision != "16-mixed"
         )  # a fused AdamW unscales gradients itself, and could then not clip them
         options = (settings.optimizer, settings.learning_rate, settings.weight_decay, fused)
-        self.model, self.optimizer = fabric.setup(model, optim.build(model, method, *options))
+        self.model, self.optimizer = fabric.setup(model, optim.build(model, method, *options), move_to_device=False)
         self.model.mark_forward_method("loss_sum")
         self.file = file_of(method.name)
         # values, two moments in float32, of a 16-bit weight its float32 copy as well, and a little besides
@@ -73,16 +79,21 @@ class Run:
             self._restore(start.folder)
         rows = start.folder.parent / "metrics.csv" if start else None
         told_loggers = {**asdict(settings), **describe(method)}
-        self.log = RunLog(settings.out_dir, settings.loggers, told_loggers, work.steps, self.progress.step, rows)
-        clear(settings.out_dir, self.progress.step)  # now that nothing else can fail
+        options = (settings.out_dir, settings.loggers, told_loggers, work.steps, self.progress.step, rows)
+        self.log = RunLog(*options) if ranks.leads else NoLog()
+        ranks.gather()  # all have read their checkpoint
+        if ranks.leads:
+            clear(settings.out_dir, self.progress.step)  # now that nothing else can fail
         lost = max(0.0, self.log.seconds - self.progress.seconds)  # what a killed process trained after it saved
         self.deadline = Deadline(settings.time_limit, self.progress.spent + lost, self.progress.pace)
-        self.signals = Signals()
+        self.signals = Signals(tell=ranks.leads)
 
     def _restore(self, folder: Path) -> None:
         """Takes over the weights and the optimizer's state of a checkpoint."""
-        load_trainable(self.gpt, read_finetuned(folder)["weights"], folder)
-        state = load_file(folder / OPTIMIZER, "try an earlier checkpoint with --resume")
+        mmap = self.ranks.sharded  # a rank needs a part
+        load_trainable(self.gpt, read_finetuned(folder, mmap=mmap)["weights"], folder)
+        state = load_file(folder / OPTIMIZER, "try an earlier checkpoint with --resume", mmap)
+        divide_state(state["optimizer"], [p for group in self.optimizer.param_groups for p in group["params"]])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
 
@@ -104,12 +115,14 @@ class Run:
                     log.say("Validating ...")
                     progress.first_val_loss = self._validate()
                     log.say(f"step 0: val loss {progress.first_val_loss:.4f}")
-                if self.deadline.fitting() < 1:
+                if self._fitting() < 1:
                     log.say(f"warning: --max_time {s.max_time} is over, or nearly; one step is made all the same")
                 self._train()
                 path = s.out_dir / self.file
                 log.say(f"Saving {self.method.name} weights to '{path}'")
-                self._save_weights(path)  # before the log ends: a plot that fails must not cost what was trained
+                weights = self._weights()
+                if self.ranks.leads:  # before the log ends: a plot that fails must not cost what was trained
+                    self._save_weights(path, weights)
             self._tell(path)
 
     def _train(self) -> None:
@@ -131,13 +144,16 @@ class Run:
             guard=self._guard,
             after_batch=self._after_batch,
             after_step=self._after_step,
+            ranks=self.ranks,
         )
         progress.seconds = self.watch.seconds
         self.log.say(f"Training time: {progress.seconds:.2f}s; {progress.saves} saves: {progress.saving:.2f}s")
 
     def _tell(self, path: Path) -> None:
         """Writes `run.json` and says how it went and what comes next."""
-        s, say, memory = self.settings, self.log.say, peak_memory_gb(self.fabric.device)
+        s, say, memory = self.settings, self.log.say, self._memory()
+        if not self.ranks.leads:
+            return
         say(f"Memory used: {memory:.2f} GB, planned: {self.work.planned_gb:.2f} GB")
         done = self.progress
         result = {"steps": done.step, "samples": self.work.samples_after(done.step), "tokens": done.tokens}
@@ -158,9 +174,18 @@ class Run:
             f'--{path_flag(self.method.name)} {path} --prompt "..."'
         )
 
+    def _fitting(self, extra: float = 0.0) -> float:
+        """Steps that fit into `max_time` after `extra` seconds, by the clock of the rank that leads."""
+        fitting = self.deadline.fitting(extra)
+        return self.ranks.first(fitting) if self.settings.max_time else fitting
+
+    def _memory(self) -> float:
+        """Peak memory in GB, of the device that took most."""
+        return self.ranks.most(peak_memory_gb(self.fabric.device))
+
     def _rate(self, step: int) -> float:
         """The learning rate of a step. The schedule ends with the last step that fits into `max_time`."""
-        s, steps = self.settings, int(min(self.work.steps, step + max(1, self.deadline.fitting())))
+        s, steps = self.settings, int(min(self.work.steps, step + max(1, self._fitting())))
         return learning_rate(step, steps, self.work.warmup(steps), s.learning_rate, s.min_lr)
 
     def _after_step(self, step: int, loss: Tensor, tokens: int, rate: float) -> bool:
@@ -175,7 +200,7 @@ class Run:
         self.deadline.count()
         evaluate, checkpoint = step % s.eval_interval == 0, step % s.save_interval == 0
         on_the_way = evaluate * progress.pace.validation + checkpoint * progress.pace.save
-        last = step == self.work.steps or self.deadline.fitting(on_the_way) < 1
+        last = self._fitting(on_the_way) < 1 or step == self.work.steps
         if last or evaluate or checkpoint or step % s.log_interval == 0:
             improved = self._log(loss, rate, evaluate or last)
         else:
@@ -184,11 +209,13 @@ class Run:
         if evaluate and not last and s.early_stop_patience and progress.worse >= s.early_stop_patience:
             self.log.say(f"step {step}: no lower val loss in {progress.worse} validations, so the run ends here")
             last = True
-        if not last and (checkpoint or improved or self.signals.received):
+        if heard := self.ranks.most(self.signals.received or 0):  # by any rank
+            self.signals.received = signal.Signals(int(heard))
+        if not last and (checkpoint or improved or heard):
             self.watch.pause()
             self._checkpoint()
             self.watch.resume()
-        if self.signals.received and not last:
+        if heard and not last:
             raise Stopped(
                 f"stopped by {self.signals.received.name} after step {step:,}, saved in {self._folder(step)}; "
                 f"go on with: {command_line(without='--resume')}",
@@ -216,7 +243,7 @@ class Run:
             row["val_loss"] = self._validate()
         row["learning_rate"] = rate
         row["tokens_per_second"] = (progress.tokens - then[1]) / max(seconds - then[0], 1e-9)
-        row["seconds"], row["memory_gb"] = seconds, peak_memory_gb(self.fabric.device)
+        row["seconds"], row["memory_gb"] = seconds, self._memory()
         iters_since = math.ceil(s.batch_size / s.micro_batch_size) * (progress.step - then[2])
         self.log.step(row, 1000 * (seconds - then[0]) / max(1, iters_since))
         self._mark = (seconds, progress.tokens, progress.step)
@@ -246,9 +273,12 @@ class Run:
 
     def _validate(self) -> float:
         began = time.monotonic()
-        self.progress.val_loss = validate(self.model, self.work.validation, self.fabric.device, self._guard)
-        if self.settings.eval_prompt:
+        work, ranks = self.work.validation, self.ranks
+        self.progress.val_loss = validate(self.model, work, self.fabric.device, self._guard, ranks)
+        if self.settings.eval_prompt and (ranks.leads or ranks.sharded):
             self.log.say(f"step {self.progress.step}: {self.settings.eval_prompt!r} -> {self._answer()!r}")
+        if ranks.sharded:
+            self.gpt.reshard()  # evaluation leaves what is outside the blocks whole
         self.progress.pace.validation = time.monotonic() - began
         return self.progress.val_loss
 
@@ -256,12 +286,13 @@ class Run:
         """The model's answer to `eval_prompt`, up to the token that ends it."""
         style = get_style(self.work.prompt_style)
         ids = style.encode_prompt(self.tokenizer, (Turn("user", self.settings.eval_prompt),))
-        stops = style.stop_ids(self.tokenizer)
+        ends = style.stop_ids(self.tokenizer)
+        stops = [] if self.ranks.sharded else ends  # divided weights need all ranks to make equally many passes
         self.gpt.eval()
         with self.fabric.autocast():
             (answer,) = complete(self.gpt, [ids], self.settings.eval_max_new_tokens, stop_ids=stops)
         self.gpt.train()
-        return self.tokenizer.decode(answer)
+        return self.tokenizer.decode(list(itertools.takewhile(lambda token: token not in ends, answer)))
 
     def _saved(self) -> str:
         """Where the last checkpoint is, in words."""
@@ -275,24 +306,31 @@ class Run:
         """Saves everything that it takes to go on from here exactly, and removes checkpoints that are not kept."""
         s, progress, began = self.settings, self.progress, time.monotonic()
         progress.seconds, progress.spent, progress.saves = self.watch.seconds, self.deadline.spent, progress.saves + 1
-        state = {"optimizer": self.optimizer.state_dict(), "precision": self.fabric.strategy.precision.state_dict()}
+        weights, state = self._weights(), self.ranks.whole(self.optimizer.state_dict())
+        state = {"optimizer": state, "precision": self.fabric.strategy.precision.state_dict()}
         files = {
-            self.file: self._save_weights,
+            self.file: lambda path: self._save_weights(path, weights),
             OPTIMIZER: lambda path: save(path, state),
             PROGRESS: lambda path: write_json(path, asdict(progress) | {"run": self.told}),
         }
         self.log.flush()  # its rows up to here belong to the checkpoint
-        save_step(self._folder(progress.step), self.state_bytes, files)
-        thin_out(s.out_dir, progress.step, s.keep_last, progress.best["step"] if progress.best else None)
+        if self.ranks.leads:
+            save_step(self._folder(progress.step), self.state_bytes, files)
+            thin_out(s.out_dir, progress.step, s.keep_last, progress.best["step"] if progress.best else None)
+        self.ranks.gather()  # nobody leaves before it is written
         progress.pace.save = time.monotonic() - began
         progress.saving += progress.pace.save
 
-    def _save_weights(self, path: Path) -> None:
-        if broken := [name for name, weight in trainable_state(self.gpt).items() if not weight.isfinite().all()]:
+    def _weights(self) -> dict[str, Tensor]:
+        """What is trained, whole, on the rank that leads."""
+        return self.ranks.whole(trainable_state(self.gpt))
+
+    def _save_weights(self, path: Path, weights: dict[str, Tensor]) -> None:
+        if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
             raise UserError(
                 f"after step {self.progress.step} {broken[0]} holds values that are no numbers, so it is not saved; "
                 f"start anew with a lower --learning_rate; {self._saved()}"
             )
         facts = {"prompt_style": self.work.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
         facts["quantize"] = self.settings.quantize
-        save_finetuned(path, self.gpt, self.method, facts)
+        save_finetuned(path, self.gpt, self.method, facts, weights)

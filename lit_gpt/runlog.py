@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,21 @@ class RunLog:
     def flush(self) -> None:
         """Waits until the rows are on the disk."""
         flush(self.path)
+
+
+class NoLog:
+    """Stands for the `RunLog` of a process that writes none, as one of several."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
 
 
 def _print(text: str) -> None:

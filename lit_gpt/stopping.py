@@ -23,9 +23,14 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SI
 
 
 class Signals:
-    """Notes a signal while a run is `waiting` for one; before, and with a further Ctrl-C, the process ends at once."""
+    """Notes a signal while a run is `waiting` for one; before, and with a further Ctrl-C, the process ends at once.
 
-    def __init__(self) -> None:
+    Args:
+        tell: say on stderr what a signal will lead to.
+    """
+
+    def __init__(self, tell: bool = True) -> None:
+        self.tell = tell
         self.received: signal.Signals | None = None
         self.waiting = False
         """Whether there is somebody who looks at `received`."""
@@ -53,7 +58,7 @@ class Signals:
             hint = "; Ctrl-C again leaves at once" if number == signal.SIGINT else ""
             # not print(): the signal may have come in the middle of one
             with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, f"\n{self.received.name}: saving after this step{hint}\n".encode())
+                self.tell and os.write(2, f"\n{self.received.name}: saving after this step{hint}\n".encode())
 
 
 @dataclass

@@ -1,25 +1,27 @@
 """The one training loop.
 
 The loss of a step is the sum of the cross-entropies of its supervised tokens divided by their number, however the
-samples are spread over batches: gradients of 8 x 1 equal those of 1 x 8, and packed ones equal padded ones.
+samples are spread over batches and devices: gradients of 8 x 1 equal those of 1 x 8, and packed ones equal padded ones.
 """
 
 import contextlib
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lit_gpt.data.batches import Batch, Batches
+from lit_gpt.data.batches import Batch, Batches, filler
 from lit_gpt.model import GPT
+from lit_gpt.ranks import Ranks
 from lit_gpt.settings import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+ALONE = Ranks()
 Guard = Callable[[Batch], contextlib.AbstractContextManager[None]]
 
 
@@ -27,6 +29,18 @@ def loss_sum(model: GPT, batch: Batch) -> Tensor:
     """Sum of the cross-entropies, in nats, of a batch's supervised tokens."""
     targets = (batch.places_N, batch.labels_N, batch.weights_N)
     return model.loss_sum(batch.idx_BT, batch.pack, *targets, recompute=batch.recompute)
+
+
+def together(ranks: Ranks, parts: list[Batch]) -> tuple[list[Batch], int, int]:
+    """This rank's batches, and the supervised and real tokens of all ranks' batches.
+
+    Divided weights are put together by all ranks at once, so all make equally many passes: who has fewer batches gets
+    some that count nothing.
+    """
+    rows = ranks.gather(len(parts), sum(batch.targets for batch in parts), sum(batch.tokens for batch in parts))
+    passes, targets, tokens = zip(*rows, strict=True)
+    missing = int(max(passes)) - len(parts) if ranks.sharded else 0
+    return parts + [filler() for _ in range(missing)], int(sum(targets)), int(sum(tokens))
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float) -> float:
@@ -52,6 +66,7 @@ def train(
     guard: Guard = lambda batch: contextlib.nullcontext(),
     after_batch: Callable[[], None] = lambda: None,
     after_step: Callable[[int, Tensor, int, float], bool],
+    ranks: Ranks = ALONE,
 ) -> int:
     """Trains until `steps` are done or `after_step` says stop.
 
@@ -65,18 +80,18 @@ def train(
         guard: the context in which a batch is computed.
         after_batch: called when a batch's gradients are there.
         after_step: called with (steps done, mean loss of the step, real tokens of the step, learning rate); the loss
-            is a tensor, so that only who reads it waits for the device. True stops the run.
+            is a tensor, so that only who reads it waits for the device. True stops the run; on all ranks, or on none.
+        ranks: the processes that share each step's samples; `batches` are those of this one.
 
     Returns:
         The steps done.
     """
     for step in range(start, steps):
-        torch.manual_seed(zlib.crc32(f"{seed} {step}".encode()))
+        torch.manual_seed(zlib.crc32(f"{seed} {step}{f' {ranks.rank}' if ranks.rank else ''}".encode()))
         rate = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
-        parts = batches.step(step, samples)
-        targets = sum(batch.targets for batch in parts)
+        parts, targets, tokens = together(ranks, batches.step(step, samples))
         if targets == 0:
             print(f"warning: step {step + 1} is skipped, none of its samples has a supervised token", flush=True)
             continue
@@ -87,11 +102,13 @@ def train(
                 fabric.backward(part)
             loss += part.detach()
             after_batch()
+        ranks.add(loss)
+        ranks.add_gradients(optimizer)
         if max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
-        if after_step(step + 1, loss, sum(batch.tokens for batch in parts), rate):
+        if after_step(step + 1, loss, tokens, rate):
             return step + 1
     return steps
 
@@ -99,22 +116,26 @@ def train(
 @torch.no_grad()
 def validate(
     model: GPT,
-    batches: Iterable[Batch],
+    batches: list[Batch],
     device: torch.device,
     guard: Guard = lambda batch: contextlib.nullcontext(),
+    ranks: Ranks = ALONE,
 ) -> float:
-    """Mean cross-entropy, in nats, over the supervised tokens of the batches, in evaluation mode. `guard`: see `train`.
+    """Mean cross-entropy, in nats, over the supervised tokens of the batches, in evaluation mode.
+
+    `guard` and `ranks`: see `train`.
 
     Raises:
         UserError: none of the tokens is supervised.
     """
     training = model.training
     model.eval()
-    total, targets = torch.zeros((), device=device, dtype=torch.float64), 0
-    for batch in batches:
+    total = torch.zeros((), device=device, dtype=torch.float64)
+    parts, targets, _ = together(ranks, batches)
+    for batch in parts:
         with guard(batch):
             total += loss_sum(model, batch.to(device))
-        targets += batch.targets
+    ranks.add(total)
     model.train(training)
     if targets == 0:
         raise UserError("the validation samples have no supervised token; prepare the data again")

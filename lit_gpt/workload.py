@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_gpt.config import Config
-from lit_gpt.data.batches import ROUND, Batch, Batches, Layout
+from lit_gpt.data.batches import ROUND, Batch, Batches, Layout, share_out
 from lit_gpt.data.dataset import TokenDataset
-from lit_gpt.memory import HEAP, needs, plan, return_large_blocks
+from lit_gpt.memory import HEAP, Needs, needs, plan, return_large_blocks
 from lit_gpt.methods import Method
 from lit_gpt.quantize import bitsandbytes
+from lit_gpt.ranks import Ranks
 from lit_gpt.runlog import peak_memory_gb
 from lit_gpt.settings import UserError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 CUDA_SHARE = 0.94
 """Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
+
+ENOUGH = 768
+"""Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
 
 LOOK_AHEAD = 64
 """Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
@@ -33,22 +37,29 @@ class Workload:
 
     Args:
         splits: the data sets "train" and "test".
+        ranks: the processes of the run; each has a part of every step's samples, and of those of a validation.
     """
 
-    def __init__(self, settings: "Finetune", splits: dict[str, TokenDataset], config: Config) -> None:
+    def __init__(
+        self, settings: "Finetune", splits: dict[str, TokenDataset], config: Config, ranks: Ranks | None = None
+    ) -> None:
         s = self.settings = settings
-        self.config, self.meta = config, splits["train"].meta
+        self.config, self.meta, self.ranks = config, splits["train"].meta, ranks or Ranks()
+        place = (self.ranks.rank, self.ranks.world)
         self.prompt_style: str = self.meta["prompt_style"]
         max_length = s.max_seq_length or config.block_size
-        if config.positions == "learned" and max_length > config.block_size:
-            raise UserError(f"--max_seq_length {max_length}: this model has learned {config.block_size} positions only")
+        if max_length > config.block_size and config.ends:
+            raise UserError(f"--max_seq_length {max_length}: this model has {config.block_size} positions only")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
         shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
         self.layout = Layout(s.micro_batch_size, s.pack_length, shared, max_length, s.compile)
-        self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed)
+        self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed, *place)
         self.steps, self.samples = plan_length(s, self.batches)
-        fixed = range(min(s.eval_iters * s.micro_batch_size, len(splits["test"])))
-        self.validation = replace(self.layout, fixed=False).batches(splits["test"], list(fixed))
+        fixed = list(range(min(s.eval_iters * s.micro_batch_size, len(splits["test"]))))
+        own = share_out(splits["test"], fixed, place[1])[place[0]]
+        self.validation = replace(self.layout, fixed=False).batches(splits["test"], own)
+        self.divide = False
+        """Whether the base's weights are to be divided over the devices; see `fit`."""
 
     def warmup(self, steps: int) -> int:
         """Steps of warm-up in a run of so many steps."""
@@ -71,43 +82,48 @@ class Workload:
         )
 
     def largest(self) -> int:
-        """Tokens of the largest of the run's next batches, padding included."""
-        steps = range(min(self.steps, LOOK_AHEAD))
-        return max(b.idx_BT.numel() for step in steps for b in self.batches.step(step, self.samples))
+        """Tokens of the largest of the run's next batches on any rank, padding included."""
+        return max(self._sizes(self._shares(LOOK_AHEAD), self.layout))
+
+    def _shares(self, steps: int) -> list[list[int]]:
+        """The samples of the first steps, a list for each and every rank."""
+        shares = [self.batches.shares(step, self.samples) for step in range(min(self.steps, steps))]
+        return [samples for step in shares for samples in step]
+
+    def _sizes(self, shares: list[list[int]], layout: Layout) -> list[int]:
+        """Tokens of each batch, padding included."""
+        dataset = self.batches.dataset
+        return [batch.idx_BT.numel() for samples in shares for batch in layout.batches(dataset, samples)]
 
     def settle(self) -> None:
         """Gives all packs one length, for compiling: the one that needs the least filling up, or little more than it.
 
         It is at least that of the longest sample, if `pack_length` is: otherwise such samples have packs of their own.
         """
-        dataset, layout, steps = self.batches.dataset, self.layout, min(self.steps, 8)
-        samples = [self.batches.step_samples(step, self.samples) for step in range(steps)]
-
-        def sizes(layout: Layout) -> list[int]:
-            return [batch.idx_BT.numel() for step in samples for batch in layout.batches(dataset, step)]
-
+        dataset, layout, shares = self.batches.dataset, self.layout, self._shares(8)
         highest = self.asked = max(ROUND, layout.pack_length // ROUND * ROUND)
         longest = min(int(dataset.lengths[self.batches.samples].max()), layout.max_length) - 1
         lowest = min(-(-longest // ROUND) * ROUND, highest)
         stride = max(1, (highest - lowest) // (32 * ROUND)) * ROUND
         lengths = [*range(lowest, highest, stride), highest]
-        tokens = {length: sum(sizes(replace(layout, pack_length=length))) for length in lengths}
+        tokens = {length: sum(self._sizes(shares, replace(layout, pack_length=length))) for length in lengths}
         chosen = layout.pack_length = max(n for n in lengths if tokens[n] <= 1.05 * min(tokens.values()))
-        loose = sum(sizes(replace(layout, pack_length=highest, fixed=False)))
-        self.step_tokens = tokens[chosen] / steps, loose / steps
-        """Tokens of a step, padding included, laid out so and laid out without compiling."""
+        loose = sum(self._sizes(shares, replace(layout, pack_length=highest, fixed=False)))
+        self.step_tokens = tokens[chosen] / len(shares), loose / len(shares)
+        """Tokens of a step on a device, padding included, laid out so and laid out without compiling."""
         print(f"packs of {chosen:,} tokens, which lets a step grow by {tokens[chosen] / loose - 1:.0%}")
 
     def trial(self) -> tuple[list[Batch], list[Batch]]:
         """The first batches, at most four, and what they would be without compiling; see `settle`."""
         loose = replace(self.layout, pack_length=self.asked, fixed=False)
-        samples = self.batches.step_samples(0, self.samples)
+        samples = self.batches.shares(0, self.samples)[self.ranks.rank]
         return self.batches.step(0, self.samples)[:4], loose.batches(self.batches.dataset, samples)[:4]
 
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.
 
-        What does not fit is recomputed in the backward pass; if even that is too much, packs become shorter.
+        Packs become shorter down to `ENOUGH` tokens; what still does not fit is recomputed in the backward pass. If
+        even that is too much, the weights are divided over the devices, if there are several.
 
         Raises:
             UserError: it cannot fit.
@@ -126,7 +142,11 @@ class Workload:
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
         needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer)
-        most = needed.most_tokens(budget, recompute=True)
+        if self.ranks.world > 1:
+            needed = self._spread(needed, budget)
+        most = needed.most_tokens(budget, recompute=False)
+        if s.low_memory or most < ENOUGH:
+            most = needed.most_tokens(budget, recompute=True)
         if 0 < most < self.layout.pack_length:
             self.layout.pack_length = max(ROUND, int(most) // ROUND * ROUND)
             print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")
@@ -145,6 +165,15 @@ class Workload:
                 "--max_seq_length"
             )
         self.layout.recompute_above = found.recompute_above
+
+    def _spread(self, needed: Needs, budget: float) -> Needs:
+        """Decides whether the weights are divided over the devices, and says so; what one of them needs."""
+        self.divide = bool(self.settings.shard)
+        if self.settings.shard is None and budget < float("inf") and not self.settings.undivided():
+            self.divide = needed.peak(self.largest(), recompute=True) > budget
+        form = "the weights are divided among them" if self.divide else "each holds all weights"
+        print(f"{self.ranks.world} devices: {form}; of each:")
+        return needed.divided(self.ranks.world) if self.divide else needed
 
     def advice(self, batch: Batch) -> str:
         """What to change after a batch that did not fit, so that the run can go on: what lowers the plan clearly."""

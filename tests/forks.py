@@ -16,6 +16,7 @@ from typing import Any
 SERVER = """
 import json, os, resource, signal, sys
 import matplotlib.backends.backend_agg, matplotlib.figure, rich.progress, torch
+import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
 import lit_gpt.run
 from lit_gpt.finetune import import_fabric
 import_fabric()
@@ -36,7 +37,9 @@ for line in sys.stdin:
 """
 
 
-def play(output: int, name: str, argv: list[str], bomb: int, place: str, largest: int, room: int) -> None:
+def play(
+    output: int, name: str, argv: list[str], bomb: int, place: str, largest: int, room: int, environment: dict[str, str]
+) -> None:
     """The child: runs a command and leaves.
 
     Args:
@@ -44,6 +47,7 @@ def play(output: int, name: str, argv: list[str], bomb: int, place: str, largest
         bomb: if not 0, dies at this file operation (opening, renaming, removing, making) under `place`.
         largest: if not 0, no file can grow beyond so many bytes.
         room: if not 0, the process can take so many more bytes of memory.
+        environment: variables to set.
     """
     import resource
 
@@ -60,6 +64,7 @@ def play(output: int, name: str, argv: list[str], bomb: int, place: str, largest
     if room:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + room,) * 2)
+    os.environ.update(environment)
     count = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -84,6 +89,7 @@ class Forks:
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         options["env"] = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
         self._server = subprocess.Popen([sys.executable, "-c", SERVER], **options)
+        self.id = self._server.pid
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,12 +97,20 @@ class Forks:
         self._server.wait()
 
     def start(
-        self, name: str, argv: list[Any], log: Path, bomb: int = 0, place: object = "/", largest: int = 0, room: int = 0
+        self,
+        name: str,
+        argv: list[Any],
+        log: Path,
+        bomb: int = 0,
+        place: object = "/",
+        largest: int = 0,
+        room: int = 0,
+        environment: dict[str, str] | None = None,
     ) -> int:
         """Starts a command whose output goes to `log`, see `play`; its process id. Then call `wait`."""
         words = [str(word) for word in argv]
         job = {"name": name, "argv": words, "log": str(log), "bomb": bomb, "place": str(place)}
-        job |= {"largest": largest, "room": room}
+        job |= {"largest": largest, "room": room, "environment": environment or {}}
         print(json.dumps(job), file=self._server.stdin, flush=True)
         return int(self._server.stdout.readline())
 

@@ -8,22 +8,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"settings", "files"},
+    {"processes"},
     {"families"},
     {"config", "prompts", "template", "tokenizer"},
-    {"archive", "attention", "loss", "lean"},
+    {"answers", "archive", "flash", "loss", "lean", "ranks", "rope", "weight_only"},
+    {"attention"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
-    {"peft_files"},
-    {"checkpoint", "convert", "data", "decode"},
+    {"peft_files", "litgpt_files"},
+    {"checkpoint", "convert", "data", "decode", "scoring"},
     {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
     {"run"},
-    {"generate", "finetune", "merge", "export", "harness", "evaluate"},
+    {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
     {"cli"},
 ]
-LAUNCHERS = ["finetune", "generate", "scripts", "eval"]
+LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 

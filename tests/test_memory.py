@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import command
@@ -33,7 +34,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) 
 
         blocks, model.blocks = model.blocks, model.blocks[:layers]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            pack = Pack([tokens], [None], torch.device("cpu"))
+            pack = Pack(np.arange(tokens), torch.device("cpu"))
             out = model.hidden(torch.zeros(1, tokens, dtype=torch.int64), None, pack.attend if tiles else causal)
         totals.append(sum(storage.nbytes() for storage in kept.values()))
         model.blocks = blocks
@@ -81,6 +82,21 @@ def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path,
     assert not (tmp_path / "out").exists()
     assert command("finetune lora", *flags, "--memory_gb", 0.0001) == 2
     assert "does not fit into 0.00 GB" in capsys.readouterr().err
+
+
+def test_packs_become_shorter_before_anything_is_recomputed(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys
+) -> None:
+    """Down to 768 tokens, that is, which take little more time each; shorter ones only when all is recomputed."""
+    needed = needs(Config.from_checkpoint(checkpoint), LoRA(), torch.float32, None, HEAP)
+    flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, *FLAGS, "--batch_size", 512, "--dry_run", "true"]
+    flags += ["--share_prefix", "false", "--pack_length", 2048, "--out_dir", tmp_path]
+    for tokens, how in ((1000, "packs of 960 tokens"), (600, "blocks recomputed above 60")):
+        budget = needed.peak(tokens, recompute=False) / 1e9
+        assert command("finetune lora", *flags, "--memory_gb", budget) == 0
+        shown = capsys.readouterr().out
+        assert how in shown
+        assert ("blocks kept" in shown) == (tokens == 1000)
 
 
 def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(

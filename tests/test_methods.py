@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -184,7 +185,7 @@ def test_attaching_changes_nothing_and_training_learns(method: Any, dtype: torch
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = build(model, method, "adamw", 0.02, 0.0, fused=True)
     assert all(p.dtype == torch.float32 for group in optimizer.param_groups for p in group["params"])
-    pack, places, losses = Pack([14, 10], [None, None], torch.device("cpu")), torch.arange(23), []
+    pack, places, losses = Pack(np.r_[:14, :10], torch.device("cpu")), torch.arange(23), []
     for _ in range(8):
         loss = model.loss_sum(idx, pack, places, idx[0, 1:], recompute=True)
         loss.backward()
@@ -253,7 +254,7 @@ def test_noise_on_the_embeddings() -> None:
     model, idx = tiny(), torch.zeros(1, 1000, dtype=torch.int64)
     seen = []
     model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    pack = Pack([100, 900], [None, None], torch.device("cpu"))
+    pack = Pack(np.r_[:100, :900], torch.device("cpu"))
     model.noise = 5.0
     for training in (False, True):
         model.train(training).hidden(idx, pack.positions_1T, pack.attend, lengths_BT=pack.lengths_1T)

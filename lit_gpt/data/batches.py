@@ -58,7 +58,7 @@ class Batch:
                 return x
             return x.pin_memory().to(device, non_blocking=True)
 
-        pack = self.pack and Pack(self.pack.lengths, self.pack.parents, device)
+        pack = self.pack and Pack(self.pack.depths, device)
         tensors = (move(self.places_N), move(self.labels_N), move(self.weights_N))
         return Batch(move(self.idx_BT), pack, *tensors, self.targets, self.tokens, self.samples, self.recompute)
 
@@ -98,36 +98,40 @@ def pack(groups: list[tuple[int, list[Sample]]], multiple: int = ROUND) -> Batch
     A group is (number of leading tokens that its samples share, samples).
     """
     row: list[np.ndarray] = []
-    parents: list[int | None] = []
+    depths: list[np.ndarray] = []
     counts: dict[tuple[int, int], int] = defaultdict(int)
     width = tokens = 0
 
-    def lay(piece: np.ndarray, parent: int | None) -> int:
+    def lay(piece: np.ndarray, depth: int = 0) -> int:
         nonlocal width
         row.append(piece)
-        parents.append(parent)
+        depths.append(np.arange(depth, depth + len(piece)))
         width += len(piece)
         return width - len(piece)
 
     for shared, samples in groups:
-        parent = None
         if shared:
-            parent = len(row)
-            common = lay(samples[0][1][:shared], None)
+            common = lay(samples[0][1][:shared])
         for _, ids, on in samples:
-            own = lay(ids[shared:-1], parent) if len(ids) - 1 > shared else 0
+            own = lay(ids[shared:-1], shared) if len(ids) - 1 > shared else 0
             for j in np.flatnonzero(on[1:]).tolist():
                 counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
             tokens += len(ids)
     while width % multiple:  # in short pieces: learned positions do not go far
-        lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64), None)
+        lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64))
     targets = [(place, label, count) for (place, label), count in counts.items()]
     targets += [(0, 0, 0)] * (-len(targets) % ROUND if targets else ROUND)
     places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()
     idx_BT = torch.from_numpy(np.concatenate(row))[None]
-    layout = Pack([len(piece) for piece in row], parents, torch.device("cpu"))
+    layout = Pack(np.concatenate(depths), torch.device("cpu"))
     indices = [i for _, samples in groups for i, _, _ in samples]
     return Batch(idx_BT, layout, places_N, labels_N, weights_N.float(), sum(counts.values()), tokens, indices)
+
+
+def filler() -> Batch:
+    """A batch that counts nothing, for a rank that has fewer batches than another."""
+    idx_BT, zeros_N = torch.zeros(1, ROUND, dtype=torch.int64), torch.zeros(ROUND, dtype=torch.int64)
+    return Batch(idx_BT, Pack(np.arange(ROUND), torch.device("cpu")), zeros_N, zeros_N, zeros_N.float(), 0, 0, [])
 
 
 def share_prefixes(samples: list[Sample], depth: int = 0) -> list[tuple[int, list[Sample]]]:
@@ -175,6 +179,19 @@ def fill_packs(groups: list[tuple[int, list[Sample]]], pack_length: int) -> list
     return [[(groups[g][0] if len(held) > 1 else 0, held) for g, held in found.items()] for found in packs]
 
 
+def share_out(dataset: "TokenDataset", samples: list[int], world: int) -> list[list[int]]:
+    """Divides samples over ranks, so that all have about as many tokens: the longest first, each to the emptiest."""
+    if world == 1:
+        return [samples]
+    shares: list[list[int]] = [[] for _ in range(world)]
+    tokens = [0] * world
+    for i in sorted(samples, key=lambda i: -int(dataset.lengths[i])):
+        emptiest = tokens.index(min(tokens))
+        shares[emptiest].append(i)
+        tokens[emptiest] += int(dataset.lengths[i])
+    return shares
+
+
 @dataclass
 class Layout:
     """How samples become batches."""
@@ -218,10 +235,20 @@ class Batches:
     Args:
         samples: indices into the data set to be used.
         batch_size: samples of one step.
+        rank: the number of this process among `world` ones, which divide each step's samples among them.
     """
 
-    def __init__(self, dataset: "TokenDataset", samples: list[int], batch_size: int, layout: Layout, seed: int) -> None:
-        self.dataset, self.samples, self.seed = dataset, samples, seed
+    def __init__(
+        self,
+        dataset: "TokenDataset",
+        samples: list[int],
+        batch_size: int,
+        layout: Layout,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset, self.samples, self.seed, self.rank, self.world = dataset, samples, seed, rank, world
         self.batch_size, self.layout = batch_size, layout
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -237,8 +264,12 @@ class Batches:
         return [self._shuffled(place // n)[place % n] for place in range(first, last)]
 
     def step(self, step: int, limit: int | None = None) -> list[Batch]:
-        """The batches of a step."""
-        return self.layout.batches(self.dataset, self.step_samples(step, limit))
+        """The batches of a step, on this rank."""
+        return self.layout.batches(self.dataset, self.shares(step, limit)[self.rank])
+
+    def shares(self, step: int, limit: int | None = None) -> list[list[int]]:
+        """The samples of a step, divided over the ranks; see `share_out`."""
+        return share_out(self.dataset, self.step_samples(step, limit), self.world)
 
     def _shuffled(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:

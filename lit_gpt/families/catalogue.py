@@ -5,6 +5,7 @@ list of 2023-10-07: base models of certain families.
 """
 
 import difflib
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,20 @@ def _gpt2(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
     }
 
 
+def _gpt_neo(layers: int, heads: int, width: int) -> dict[str, Any]:
+    """A GPT-Neo of this size."""
+    return {
+        "model_type": "gpt_neo",
+        "num_layers": layers,
+        "num_heads": heads,
+        "hidden_size": width,
+        "vocab_size": 50257,
+        "max_position_embeddings": 2048,
+        "window_size": 256,
+        "attention_types": [[["global", "local"], layers // 2]],
+    }
+
+
 def _gpt_bigcode(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
     """A GPTBigCode of this size; `other` says what is different from GPT-2."""
     return {**_gpt2(layers, heads, width, **other), "model_type": "gpt_bigcode", "multi_query": True}
@@ -198,6 +213,11 @@ def _bloom_and_z(size: str) -> tuple[str, str]:
     return f"bigscience/bloom{size} {licence} allowed", f"bigscience/bloomz{size} {licence} instruct"
 
 
+def _float32(numbers: str) -> list[float]:
+    """Numbers that were rounded to float32 before they were written."""
+    return [struct.unpack("f", struct.pack("f", float(number)))[0] for number in numbers.split()]
+
+
 def _size(parameters: int, config: dict[str, Any], *rows: str) -> dict[str, Row]:
     """Checkpoints of one shape, each as "repo_id licence kind": base, allowed (a base, too) or instruct; then gated."""
     found = {}
@@ -269,6 +289,25 @@ _PHI_3: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "sliding_window": 2047,
     "rms_norm_eps": 1e-5,
+}
+_PHI_3_5: dict[str, Any] = {
+    **_PHI_3,
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "sliding_window": 262144,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": _float32(
+            "1 1.02 1.03 1.03 1.05 1.05 1.05 1.05 1.05 1.07 1.1 1.11 1.16 1.16 1.17 1.29 1.34 1.68 1.79 1.82 1.85 1.88 "
+            "1.91 1.94 1.99 2.02 2.02 2.02 2.02 2.02 2.02 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.03 2.08 2.09 2.19 "
+            "2.22 2.59 2.73 2.75 2.84"
+        ),
+        "long_factor": _float32(
+            "1.08 1.11 1.14 1.34 1.59 1.6 1.62 2.62 3.23 3.23 4.79 7.4 7.7 9.09 12.2 17.67 24.46 28.57 30.42 30.84 "
+            "32.59 32.93 42.32 44.96 50.34 50.45 57.55 57.93 58.21 60.14 62.61 62.62 62.71 63.14 63.14 63.77 63.93 "
+            "63.96 63.97 64.03 64.07 64.08 64.12 64.41 64.48 64.51 64.53 64.84"
+        ),
+    },
 }
 _PHI_4: dict[str, Any] = {
     **_PHI_3,
@@ -351,6 +390,7 @@ _STABLELM: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
     "partial_rotary_factor": 0.25,
 }
+_STABLELM_12B: dict[str, Any] = {**_STABLELM, "vocab_size": 100352, "qk_layernorm": True, "use_parallel_residual": True}
 _OLMO: dict[str, Any] = {"model_type": "olmo", "vocab_size": 50304}
 _OLMO_2: dict[str, Any] = {
     "model_type": "olmo2",
@@ -544,6 +584,10 @@ CATALOGUE: dict[str, Row] = {
     **_size(2_651_553_280, _gpt2(32, 32, 2560, **_CEREBRAS), "cerebras/Cerebras-GPT-2.7B apache-2.0 allowed"),
     **_size(6_658_404_352, _gpt2(32, 32, 4096, **_CEREBRAS), "cerebras/Cerebras-GPT-6.7B apache-2.0 allowed"),
     **_size(12_853_386_240, _gpt2(40, 40, 5120, **_CEREBRAS), "cerebras/Cerebras-GPT-13B apache-2.0 allowed"),
+    # GPT-Neo
+    **_size(125_198_592, _gpt_neo(12, 12, 768), "EleutherAI/gpt-neo-125m mit allowed"),
+    **_size(1_315_575_808, _gpt_neo(24, 16, 2048), "EleutherAI/gpt-neo-1.3B mit allowed"),
+    **_size(2_651_307_520, _gpt_neo(32, 20, 2560), "EleutherAI/gpt-neo-2.7B mit allowed"),
     # GPT-J. Its authors publish 6,053,381,344: that counts norms, output biases and a bias of the embedding, which the
     # checkpoint lacks, once for each of the 8 parts that a layer was split into
     **_size(
@@ -750,6 +794,11 @@ CATALOGUE: dict[str, Row] = {
         3_821_079_552,
         _llama(32, 32, 3072, 8192, **_PHI_3),
         "microsoft/Phi-3-mini-4k-instruct mit instruct",
+    ),
+    **_size(
+        3_821_079_552,
+        _llama(32, 32, 3072, 8192, **_PHI_3_5),
+        "microsoft/Phi-3.5-mini-instruct mit instruct",
     ),
     **_size(
         13_960_238_080,
@@ -1030,6 +1079,12 @@ CATALOGUE: dict[str, Row] = {
         _llama(24, 32, 2048, 5632, vocab_size=100352, use_qkv_bias=True, **_STABLELM),
         "stabilityai/stablelm-2-1_6b other base",
         "stabilityai/stablelm-2-zephyr-1_6b other instruct",
+    ),
+    **_size(
+        12_143_185_920,
+        _llama(40, 32, 5120, 13824, num_key_value_heads=8, **_STABLELM_12B),
+        "stabilityai/stablelm-2-12b other base",
+        "stabilityai/stablelm-2-12b-chat other instruct",
     ),
     # OLMo, arXiv 2402.00838, and OLMo 2, arXiv 2501.00656
     **_size(1_176_764_416, _llama(16, 16, 2048, 8192, **{**_OLMO, **_TIED}), "allenai/OLMo-1B-hf apache-2.0 base"),

@@ -1,0 +1,164 @@
+"""Several processes ("ranks") that train one model together, each on a device of its own.
+
+Each rank computes the gradients of its share of a step's samples, and they are added up before the update: since the
+loss of a step is a sum over its tokens, that is the same step on any number of devices. There are two forms.
+
+- Every rank holds all weights. The gradients of what is trained are added up once a step.
+- The weights are divided ("sharded", arXiv 2304.11277) where they would not fit otherwise, by PyTorch's `fully_shard`:
+  a block's weights are put together when it is computed, and let go again. Gradients and the optimizer's state are
+  divided, too, if the base's weights are trained. If it is frozen, what is trained beside it is small, and stays whole.
+
+PyTorch's older wrapper, `FullyShardedDataParallel`, would not do: it joins a block's parameters into one tensor, which
+has to have one type, while ours are 16-bit weights and float32 adapters.
+
+Numbers that lie on the host are exchanged there (gloo), so that the GPU is not waited for.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from lit_gpt.model import GPT
+
+BUCKET = 1 << 24
+"""Elements of the gradients that are added up at once."""
+
+
+@dataclass
+class Ranks:
+    """This process's place among those of a run. Alone, which is the default, it does nothing at all."""
+
+    rank: int = 0
+    world: int = 1
+    sharded: bool = False
+    """Whether the base's weights are divided over the ranks."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that prints and writes files."""
+        return self.rank == 0
+
+    def gather(self, *numbers: float) -> list[list[float]]:
+        """These numbers of every rank: one row each."""
+        if self.world == 1:
+            return [list(numbers)]
+        rows = torch.empty(self.world, len(numbers), dtype=torch.float64)
+        dist.all_gather(list(rows), torch.tensor(numbers, dtype=torch.float64))
+        return rows.tolist()
+
+    def first(self, number: float) -> float:
+        """Rank 0's number: a clock that all go by."""
+        return self.gather(number)[0][0]
+
+    def most(self, number: float) -> float:
+        """The greatest of all ranks' numbers."""
+        return max(row[0] for row in self.gather(number))
+
+    def shared(self, value: Any = None) -> Any:
+        """Rank 0's value, which can be anything that pickles."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def leave(self) -> None:
+        """Waits for all, and takes leave of them."""
+        if self.world > 1:
+            self.gather()
+            dist.destroy_process_group()
+
+    def add(self, tensor: Tensor) -> None:
+        """Adds up a tensor over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all ranks the values of rank 0: random numbers may differ between kinds of GPUs."""
+        if self.world > 1:
+            for tensor in tensors:
+                if not is_divided(tensor):
+                    dist.broadcast(tensor.detach(), 0)
+
+    def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Adds up the gradients of the parameters that every rank holds whole; those of divided ones have been."""
+        if self.world == 1:
+            return
+        bucket: list[Tensor] = []
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if not is_divided(p)):
+            if parameter.grad is None:  # a rank that had no sample
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter.grad)
+            if sum(gradient.numel() for gradient in bucket) > BUCKET:
+                bucket = _add_up(bucket)
+        _add_up(bucket)
+
+    def whole(self, values: Any) -> Any:
+        """The values, in dicts and lists, with divided tensors put together in rank 0's host memory; elsewhere None."""
+
+        def join(value: Any) -> Any:
+            if not is_divided(value):
+                return value
+            full = value.full_tensor()
+            return full.cpu() if self.leads else None
+
+        return tree_map(join, values) if self.sharded else values
+
+
+def _add_up(gradients: list[Tensor]) -> list[Tensor]:
+    if gradients:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+    return []
+
+
+def shard(model: "GPT", ranks: Ranks, device: torch.device) -> None:
+    """Divides the weights of a model over the ranks; on a GPU there is never more than a block of them whole.
+
+    Args:
+        model: with a method attached, on the host.
+        device: where the shards go.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    trained = {p for p in model.parameters() if p.requires_grad}
+    beside = trained if any(not p.requires_grad for p in model.parameters()) else set()
+    for parameter in beside:
+        parameter.data = parameter.data.to(device)
+    mesh, wide = init_device_mesh(device.type, (ranks.world,)), MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, ignored_params=beside, mp_policy=wide)
+        module.set_gradient_divide_factor(1.0)  # gradients are sums, not means
+        module.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "loss_sum")
+    ranks.sharded = True
+
+
+def is_divided(value: Any) -> bool:
+    """Whether a rank holds only a part of it (a `DTensor`)."""
+    return hasattr(value, "full_tensor")
+
+
+def divided(full: Any, like: Tensor) -> Any:
+    """A tensor divided as `like` is, or itself if that is whole or of another shape."""
+    if not is_divided(like) or not isinstance(full, Tensor) or full.shape != like.shape:
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    # every rank has it, so that each takes its part and nothing is sent
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def divide_state(state: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    """Divides a saved optimizer state, in place, as its parameters are."""
+    for index, values in state["state"].items():
+        state["state"][index] = {key: divided(value, parameters[index]) for key, value in values.items()}
