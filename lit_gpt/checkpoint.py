@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from lit_gpt.archive import prove, save
 from lit_gpt.config import Config
+from lit_gpt.families.litgpt import LORA as LITGPT_LORA
 from lit_gpt.files import read_json
+from lit_gpt.litgpt_files import lora_of, read_litgpt
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
 from lit_gpt.peft_files import is_peft, read_peft
+from lit_gpt.prompts import Style, get_style
 from lit_gpt.quantize import quantized
 from lit_gpt.ranks import divided
 from lit_gpt.settings import UserError
+from lit_gpt.template import model_template
 
 DTYPES = {
     "bf16-true": torch.bfloat16,
@@ -206,7 +210,7 @@ def finetuned_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    found = sorted(path.glob("lit_model*_finetuned.pth"))
+    found = sorted(path.glob("lit_model*_finetuned.pth")) or sorted(path.glob(LITGPT_LORA))
     if len(found) != 1:
         raise UserError(f"{len(found)} files lit_model*_finetuned.pth in {path}, expected 1; name the file itself")
     return found[0]
@@ -216,7 +220,8 @@ def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, m
     """What `save_finetuned` wrote: `method`, `weights`, and the facts of the run.
 
     Args:
-        path: the file, or the folder that it is in; or with `checkpoint_dir` the folder of an adapter of PEFT.
+        path: the file, or the folder that it is in; or with `checkpoint_dir` the folder of an adapter of PEFT, or what
+            litgpt trained with LoRA.
         checkpoint_dir: the converted base.
         mmap: see `load_file`.
 
@@ -227,12 +232,37 @@ def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, m
         return read_peft(Path(path), Config.from_checkpoint(checkpoint_dir))
     path = finetuned_file(path)
     saved = load_file(path, "finetune first (finetune/lora.py) or check the path", mmap)
+    if checkpoint_dir is not None and (state := lora_of(saved)):
+        return read_litgpt(path, state, Config.from_checkpoint(checkpoint_dir))
     kinds = {"method": dict, "weights": dict, "prompt_style": str, "base": dict, "quantize": str | None}
     if not isinstance(saved, dict) or not all(
         isinstance(saved.get(key), kind) for key, kind in kinds.items() if key in {"method", "weights", *saved}
     ):
         raise UserError(f"{path} holds no finetuned weights; expected a file that finetune/*.py wrote")
     return saved
+
+
+def style_of(checkpoint_dir: str | Path, finetuned: str | Path | None = None, named: str | None = None) -> Style | None:
+    """The prompt style of a model: the one that is named, or that it was finetuned with, or its own chat template.
+
+    Args:
+        finetuned: see `read_finetuned`; an adapter of PEFT does not say.
+        named: see `get_style`.
+
+    Returns:
+        None for a base model of which nothing is known.
+
+    Raises:
+        UserError: a file is missing or damaged, or there is no style of that name.
+    """
+    folder = Path(checkpoint_dir)
+    if named is None and finetuned is not None and not is_peft(Path(finetuned)):
+        named = read_finetuned(finetuned)["prompt_style"]
+    if named is None and (folder / "lit_config.json").is_file():
+        merged = read_json(folder / "lit_config.json").get("merged")
+        named = merged.get("prompt_style") if isinstance(merged, dict) else None
+    named = named or model_template(folder)
+    return get_style(named, folder) if named else None
 
 
 def apply_finetuned(model: GPT, path: str | Path, checkpoint_dir: str | Path) -> Method:

@@ -16,6 +16,7 @@ from lit_gpt.settings import did_you_mean, run
 COMMANDS: dict[str, tuple[str, ...]] = {
     "download": ("hub:download", "hub:Download"),
     "convert": ("convert:convert", "convert:Convert"),
+    "convert litgpt": ("convert:convert_litgpt", "convert:ConvertLitgpt"),
     "prepare alpaca": ("data.published:prepare_alpaca", "data.prepare:Prepare"),
     "prepare alpaca_libre": ("data.published:prepare_alpaca_libre", "data.prepare:Prepare"),
     "prepare dolly": ("data.published:prepare_dolly", "data.prepare:Prepare"),
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare gsm8k": ("data.published:prepare_gsm8k", "data.prepare:Prepare"),
     "prepare json": ("data.prepare:prepare_json", "data.prepare:PrepareFile"),
     "prepare csv": ("data.prepare:prepare_csv", "data.prepare:PrepareFile"),
+    "prepare mix": ("data.mix:prepare_mix", "data.mix:Mix"),
     "inspect data": ("data.inspection:inspect_data", "data.inspection:Inspect"),
     "finetune lora": ("finetune:finetune", "finetune:Finetune", "methods:LoRA"),
     "finetune full": ("finetune:finetune", "finetune:Finetune", "methods:Full"),
@@ -36,9 +38,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate full": ("generate:generate_full", "generate:GenerateFull"),
     "generate adapter": ("generate:generate_adapter", "generate:GenerateAdapter"),
     "generate adapter_v2": ("generate:generate_adapter_v2", "generate:GenerateAdapterV2"),
+    "chat": ("chat:chat", "chat:Chat"),
     "merge lora": ("merge:merge_lora", "merge:Merge"),
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
+    "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
+    "plot": ("results:plot", "results:Plot"),
 }
 
 
@@ -56,7 +61,7 @@ def launch(command: str, doc: str, **defaults: Any) -> NoReturn:
 def main() -> NoReturn:
     """The console command `lit-gpt`."""
     words = sys.argv[1:]
-    command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    command = max((name for name in COMMANDS if words[: len(name.split())] == name.split()), key=len, default=None)
     if command is None and words and words[0] not in ("-h", "--help"):
         given = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), words[:2])) or words[0]
         hint = did_you_mean(given, COMMANDS)

@@ -1,20 +1,21 @@
 """The architecture of a model: what `lit_gpt.model.GPT` needs to know to be built, and nothing else."""
 
+import contextlib
 import dataclasses
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.families import ACTIVATIONS, catalogue, family
+from lit_gpt.families import ACTIVATIONS, catalogue, family, litgpt
 from lit_gpt.files import read_json, read_sealed
 from lit_gpt.settings import UserError
 
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12
+MAX_SIZE, MAX_LAYERS, MOST = 1 << 24, 1 << 12, 1e30
 """No model comes near these: a larger number is damage, and building such a model would not end."""
 KINDS = {
     "norm": ("layer", "plain", "rms", "rms+1"),
-    "qk_norm": (None, "head", "all"),
+    "qk_norm": (None, "head", "each", "all"),
     "mlp": ("plain", "gated"),
     "activation": ACTIVATIONS,
     "positions": ("rope", "learned", "alibi"),
@@ -22,7 +23,15 @@ KINDS = {
 """What some fields can be."""
 POSITIVE = ("embed_scale", "clip_qkv", "attn_scale", "attn_softcap", "logit_softcap", "rope_local_base")
 """Numbers that a model may have or not."""
-LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+CONVERT_LITGPT = "convert it: python scripts/convert_litgpt_checkpoint.py --checkpoint_dir {} --out_dir NEW_FOLDER"
+"""What to do about a checkpoint of litgpt."""
+SCALINGS = {
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {"factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "attention_factor", "truncate"},
+    "longrope": {"short_factor", "attention_factor"},
+}
+"""Kinds of `rope_scaling` and the keys of each."""
 
 
 @dataclass
@@ -54,7 +63,7 @@ class Config:
     post_norm: bool = False
     """Norms behind them, before what they give is added."""
     qk_norm: str | None = None
-    """Norms of queries and keys: "head" by head, "all" at once, or None."""
+    """Norms of queries and keys: "head" by head, "each" head with a norm of its own, "all" at once, or None."""
     embed_norm: bool = False
     """A norm behind the embedding."""
     embed_scale: float | None = None
@@ -100,8 +109,9 @@ class Config:
     """That of layers with a window, where it differs."""
     rope_percentage: float = 1.0
     """Share of a head's channels that is rotated."""
-    rope_scaling: dict[str, float] | None = None
-    """{"factor": f}: positions divided by f (arXiv 2306.15595); with `low_freq_factor` and so on: Llama 3.1's rule."""
+    rope_scaling: dict[str, Any] | None = None
+    """{"factor": f}: positions divided by f (arXiv 2306.15595); with other keys of `SCALINGS` Llama 3.1's rule, YaRN
+    (arXiv 2309.00071), or LongRoPE (arXiv 2402.13753) within the original length: a divisor for every frequency."""
     no_rope: list[bool] | None = None
     """Layers without rotary positions; None: none of them."""
 
@@ -154,17 +164,28 @@ class Config:
     def _check_rope(self) -> None:
         numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_base", "rope_percentage", *POSITIVE)}
         numbers = {name: value for name, value in numbers.items() if value is not None or name not in POSITIVE}
-        for name, value in {**numbers, **(self.rope_scaling or {})}.items():
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+        scaling = self.rope_scaling or {"factor": 1}
+        if not isinstance(scaling, dict) or set(scaling) not in SCALINGS.values():
+            kinds = "; ".join(f"{kind}: {', '.join(sorted(keys))}" for kind, keys in SCALINGS.items())
+            raise UserError(f"rope_scaling is {scaling!r:.200}; known are these kinds and keys: {kinds}")
+        scaling = dict(scaling)
+        if not isinstance(scaling.pop("truncate", True), bool):
+            raise UserError("truncate must be true or false")
+        divisors = scaling.pop("short_factor", [])
+        if not isinstance(divisors, list):
+            raise UserError(f"short_factor must be a list, got {divisors!r:.80}")
+        for name, value in [*numbers.items(), *scaling.items(), *(("short_factor", value) for value in divisors)]:
+            if type(value) not in (int, float) or not 0 < value < MOST:
                 raise UserError(f"{name} must be a positive number, got {value!r:.80}")
         rotated = int(self.head_size * self.rope_percentage)
         if rotated + rotated % 2 > self.head_size:  # channels are rotated in pairs
             raise UserError(
                 f"rope_percentage {self.rope_percentage} takes more pairs than head_size {self.head_size} has"
             )
-        scaling = self.rope_scaling or {"factor": 1}
-        if set(scaling) not in ({"factor"}, {"factor", *LLAMA3}):
-            raise UserError(f"rope_scaling must have factor, or that and {', '.join(LLAMA3)}, got {', '.join(scaling)}")
+        if "short_factor" in (self.rope_scaling or {}) and len(divisors) != (rotated + 1) // 2:
+            raise UserError(f"short_factor must have {(rotated + 1) // 2} numbers, got {len(divisors)}")
+        if "beta_fast" in scaling and (scaling["beta_slow"] > scaling["beta_fast"] or self.rope_base <= 1):
+            raise UserError("beta_slow must not be above beta_fast, and rope_base must be above 1")
         if "low_freq_factor" in scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
             raise UserError("low_freq_factor must be below high_freq_factor")
 
@@ -179,17 +200,23 @@ class Config:
         place = "config.json" if isinstance(source, dict) else source
         if not isinstance(hf, dict) or "model_type" not in hf:
             raise UserError(f"{place}: no model_type; is this the config.json of a language model?")
-        try:
+        with _errors_of(place):
             module = family(hf["model_type"])
             if hf.get("quantization_config"):
                 raise UserError("quantization_config: these weights are quantised already; download the original model")
             return cls(family=module.__name__.rpartition(".")[2], **module.fields(hf))
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-        except KeyError as error:
-            raise UserError(f"{place}: key {error} is missing") from error
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise UserError(f"{place}: a value is of the wrong type ({error})") from error
+
+    @classmethod
+    def from_litgpt(cls, checkpoint_dir: Path) -> "Config":
+        """Reads the description of a checkpoint of litgpt; the `family` is that of its tensors' names.
+
+        Raises:
+            UserError: as `from_hf`.
+        """
+        path = litgpt.description(checkpoint_dir)
+        found = litgpt.read_yaml(path)
+        with _errors_of(path):
+            return cls(family="litgpt", **litgpt.fields(found))
 
     @classmethod
     def from_name(cls, name: str) -> "Config":
@@ -205,9 +232,11 @@ class Config:
         """Reads `lit_config.json` of a converted checkpoint, or its `config.json` if it is not yet converted.
 
         Raises:
-            UserError: neither file is there, or it is broken.
+            UserError: neither file is there, or it is broken, or the checkpoint is litgpt's.
         """
         path = Path(checkpoint_dir) / "lit_config.json"
+        if litgpt.is_litgpt(path.parent):
+            raise UserError(f"{checkpoint_dir} holds a checkpoint of litgpt; {CONVERT_LITGPT.format(checkpoint_dir)}")
         if path.exists():
             known = {field.name for field in dataclasses.fields(cls)}
             facts = read_sealed(path)
@@ -221,6 +250,24 @@ class Config:
             raise UserError(f"no config.json in {checkpoint_dir}; download the checkpoint again (scripts/download.py)")
         return cls.from_hf(path.parent / "config.json")
 
+    @property
+    def ends(self) -> bool:
+        """Whether there is no position beyond `block_size`, rather than none that the model was trained for."""
+        return self.positions == "learned" or "short_factor" in (self.rope_scaling or {})
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for `lit_config.json`."""
         return dataclasses.asdict(self)
+
+
+@contextlib.contextmanager
+def _errors_of(place: str | Path) -> Iterator[None]:
+    """Says which file a model is described in that cannot be read."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    except KeyError as error:
+        raise UserError(f"{place}: key {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{place}: a value is of the wrong type ({error})") from error

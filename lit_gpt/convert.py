@@ -1,6 +1,11 @@
-"""Turns a checkpoint in Hugging Face layout into ours: `lit_model.pth`, and `lit_config.json` that describes it."""
+"""Turns checkpoints of others into ours: `lit_model.pth`, and `lit_config.json` that describes it.
+
+Those in Hugging Face layout become ours where they lie. Those of litgpt have a `lit_model.pth` of their own: the result
+gets another folder, and the original stays as it is.
+"""
 
 import contextlib
+import dataclasses
 import json
 import resource
 import shutil
@@ -11,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_gpt.config import Config
-from lit_gpt.files import atomic, read_json, sealed, size_text
+from lit_gpt.config import CONVERT_LITGPT, Config
+from lit_gpt.families import in_files, litgpt
+from lit_gpt.files import atomic, read_json, results_folder, sealed, size_text, write_json
+from lit_gpt.hub import SMALL_FILES
 from lit_gpt.settings import UserError
 
 if TYPE_CHECKING:
@@ -47,12 +54,120 @@ def convert(settings: Convert) -> None:
     layout = check(shards, config, getattr(torch, settings.dtype) if settings.dtype else None)
     about = {"source": _source(folder), "stored_as": entries_of(shards, config)}
     summary = write_checkpoint(folder, config, layout, read(shards, config), about)
-    print(
-        f"{summary} in {time.perf_counter() - started:.1f} s, peak memory {_peak_memory():.1f} GB "
-        f"-> {folder / 'lit_model.pth'}\n"
-        f'next: python generate/base.py --checkpoint_dir {folder} --prompt "Hello, my name is"',
-        file=sys.stderr,
-    )
+    _finish(summary, started, folder)
+
+
+@dataclass
+class ConvertLitgpt:
+    """Which checkpoint of litgpt to convert, to where and to what."""
+
+    checkpoint_dir: Path
+    """Folder with lit_model.pth and model_config.yaml (litgpt) or lit_config.json (Lit-GPT 2023); it is only read."""
+    out_dir: Path
+    """Folder for the converted model; config.json and the tokenizer's files are copied to it."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the converted weights; unset: as they are stored."""
+
+
+def convert_litgpt(settings: ConvertLitgpt) -> None:
+    """Converts a checkpoint of litgpt or of Lit-GPT 2023 into another folder, tensor by tensor.
+
+    The logits stay those of litgpt: what it says of the architecture counts. `config.json` says under which names the
+    weights are exported, and is compared.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, hostile, or has parts that ours cannot express, the disk is
+            too small, or the output folder holds another model.
+    """
+    started, folder, out = time.perf_counter(), settings.checkpoint_dir, settings.out_dir
+    if not litgpt.is_litgpt(folder):
+        lora = "; weights of LoRA are used as they are (--lora_path)" if (folder / litgpt.LORA).exists() else ""
+        raise UserError(
+            f"no checkpoint of litgpt in {folder}: expected lit_model.pth and model_config.yaml, or lit_config.json of "
+            f"Lit-GPT 2023{lora}"
+        )
+    check_out_dir(out, folder, "litgpt")
+    config, described = Config.from_litgpt(folder), litgpt.description(folder).name
+    original = _original(folder)
+
+    import torch
+
+    from lit_gpt.checkpoint import prove_file
+    from lit_gpt.hf_weights import check, one_shard, read, same_values
+
+    prove_file(path := folder / "lit_model.pth", f"expected the weights of the model of {described}")
+    shards = [one_shard(path)]
+    layout = check(shards, config, getattr(torch, settings.dtype) if settings.dtype else None, described)
+    pair = [(shards[0], name) for name in ("lm_head.weight", "transformer.wte.weight")]
+    if (original is None or original.tie_embeddings) and same_values(*pair):  # litgpt always stores both
+        config.tie_embeddings = True
+        del layout["lm_head.weight"]
+    about: dict[str, Any] = {"litgpt": str(folder), "source": _hub_name(folder)}
+    final = config
+    if original is not None:
+        final = dataclasses.replace(config, family=original.family)
+        about["stored_as"] = in_files(final)
+        if different := _differences(config, original):
+            print(
+                f"note: the original's config.json differs from {described}, which counts: {different}", file=sys.stderr
+            )
+    results_folder(out)
+    with contextlib.ExitStack() as files:  # they take their names together
+        untied = original is not None and original.tie_embeddings and not config.tie_embeddings
+        copy_small_files(folder, out, untied, files)
+        summary = write_checkpoint(out, final, layout, read(shards, config), about)
+    _finish(summary, started, out)
+
+
+def _original(folder: Path) -> Config | None:
+    """The model of the hub that a checkpoint of litgpt was made from, as far as that is known and supported."""
+    name = _hub_name(folder)
+    try:
+        if (folder / "config.json").exists():
+            return Config.from_hf(folder / "config.json")
+        return Config.from_name(name["repo_id"]) if name else None
+    except UserError:
+        return None
+
+
+def _hub_name(folder: Path) -> dict[str, Any] | None:
+    """Where litgpt got a model from."""
+    hub = litgpt.read_yaml(litgpt.description(folder)).get("hf_config")
+    known = isinstance(hub, dict) and hub.get("org") and hub.get("name")
+    return {"repo_id": f"{hub['org']}/{hub['name']}"} if known else None
+
+
+def _differences(ours: Config, original: Config) -> str:
+    """Fields in which two descriptions of a model differ so that its outputs would, in words."""
+
+    def plain(config: Config) -> dict[str, Any]:
+        same = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+        windowed = config.sliding_window is not None and (config.windowed or [True] * config.n_layer)
+        changes = {"activation": same.get(config.activation, config.activation), "windowed": windowed}
+        return {**config.to_dict(), **changes, "attn_scale": config.attn_scale or config.head_size**-0.5}
+
+    here, there = plain(ours), plain(original)
+    names = [name for name in here if here[name] != there[name] and name not in ("family", "tie_embeddings")]
+    return "; ".join(f"{name} {there[name]!r:.80} there, {here[name]!r:.80} here" for name in names)
+
+
+def check_out_dir(out: Path, folder: Path, kind: str) -> None:
+    """An earlier result of a `kind`, which its description names, may be replaced, any other model not."""
+    if out.resolve() == folder.resolve():
+        raise UserError(f"--out_dir {out} is the model itself (--checkpoint_dir); choose another folder")
+    description = read_json(out / "lit_config.json") if (out / "lit_config.json").exists() else {}
+    if kind not in description and any((out / name).exists() for name in ("config.json", "lit_model.pth")):
+        raise UserError(f"--out_dir {out} holds another model; choose another folder")
+
+
+def copy_small_files(folder: Path, out: Path, untied: bool, files: contextlib.ExitStack) -> None:
+    """Configuration, tokenizer and licence; `untied`: the head is no longer the embedding."""
+    for source in folder.iterdir():
+        if SMALL_FILES.fullmatch(source.name):
+            copied = files.enter_context(atomic(out / source.name))
+            shutil.copyfile(source, copied)
+            if untied and source.name == "config.json":
+                write_json(copied, {**read_json(copied), "tie_word_embeddings": False})
 
 
 def write_checkpoint(
@@ -90,11 +205,23 @@ def write_checkpoint(
     return f"{_short(sum(tensor.numel() for tensor in layout.values()))} parameters, {dtype}, {size_text(size)}"
 
 
+def _finish(summary: str, started: float, folder: Path) -> None:
+    """Says what was written, and what it took."""
+    print(
+        f"{summary} in {time.perf_counter() - started:.1f} s, peak memory {_peak_memory():.1f} GB "
+        f"-> {folder / 'lit_model.pth'}\n"
+        f'next: python generate/base.py --checkpoint_dir {folder} --prompt "Hello, my name is"',
+        file=sys.stderr,
+    )
+
+
 def _read_config(folder: Path) -> Config:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; download a checkpoint first (scripts/download.py)")
     if not (folder / "config.json").exists():
         raise UserError(f"no config.json in {folder}; download a checkpoint first (scripts/download.py)")
+    if litgpt.is_litgpt(folder):
+        raise UserError(f"{folder} holds a lit_model.pth of litgpt; {CONVERT_LITGPT.format(folder)}")
     return Config.from_hf(folder / "config.json")
 
 

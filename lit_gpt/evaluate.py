@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.files import write_text
+from lit_gpt.finetune import Quantize
+from lit_gpt.local_data import local_data, require_examples
+from lit_gpt.results import Results, compare, per_sample, samples_file
 from lit_gpt.settings import UserError, at_least, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks.manager import TaskDict
 
+    from lit_gpt.answers import Answers
     from lit_gpt.model import GPT
     from lit_gpt.tokenizer import Tokenizer
 
@@ -28,14 +32,12 @@ OLD_NAMES = {"truthfulqa_mc": ["truthfulqa_mc1", "truthfulqa_mc2"]}
 """Names of 2023 -> what the harness calls these tasks today."""
 
 
-@dataclass
-class Evaluate:
-    """Which model to evaluate, and on what."""
+@dataclass(kw_only=True)
+class Subject:
+    """Which model is evaluated, and how it runs."""
 
     checkpoint_dir: Path
     """Folder of the converted model."""
-    eval_tasks: list[str] | str
-    """Names of the harness's tasks, groups or patterns: "[truthfulqa_mc1,hellaswag,mmlu_*]"; files of tasks, too."""
     lora_path: Path | None = None
     """File that finetune/lora.py wrote, or its folder; unset: the base model."""
     adapter_path: Path | None = None
@@ -46,22 +48,14 @@ class Evaluate:
     """The same of finetune/full.py."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
-    include_path: Path | None = None
-    """Folder with task files (YAML) of your own; they come before the harness's tasks of the same name."""
-    limit: float | None = None
-    """Use the first documents of every task only: their number, or their share if below 1; unset: all."""
-    num_fewshot: int | None = None
-    """Examples in front of every question; unset: as the task says. Tasks fixed at 0, like truthfulqa, stay there."""
-    batch_size: int = 4
-    """Requests per call of the model."""
+    quantize: Literal[Quantize, "none"] | None = None
+    """Hold the linear layers in 4 or 8 bits; unset: as in training."""
     max_seq_length: int | None = None
-    """Window in tokens, questions that are longer lose their beginning; unset: the model's context."""
+    """Window in tokens; unset: the model's context."""
+    pack_length: int | None = None
+    """Tokens that are scored in one call of the model, of whatever questions; unset: 4096, on the CPU 1024."""
     save_filepath: Path | None = None
-    """JSON file for the results, as the harness writes them."""
-    bootstrap_iters: int = 100_000
-    """Resamplings for the error of scores that are no plain averages; 0: no errors at all."""
-    seed: int | None = None
-    """Seed of few-shot examples and sampling; unset: the harness's own seeds."""
+    """JSON file for the results."""
 
     @property
     def finetuned(self) -> Path | None:
@@ -72,6 +66,96 @@ class Evaluate:
         paths = ("lora_path", "adapter_path", "adapter_v2_path", "finetuned_path")
         if len(given := [f"--{name}" for name in paths if getattr(self, name)]) > 1:
             raise UserError(f"{' and '.join(given)}: a model is finetuned by one of them; give one")
+        at_least(1, self, "pack_length")
+
+    def load(self) -> "GPT":
+        """The model, ready to use.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        from lit_gpt.checkpoint import DTYPES, default_device, load_gpt
+
+        began = time.perf_counter()
+        options = {"finetuned": self.finetuned, "merge": True, "quantize": self.quantize, "device": default_device()}
+        model = load_gpt(self.checkpoint_dir, DTYPES[self.precision], **options)
+        print(f"Loaded {self.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
+        return model
+
+    def window(self, model: "GPT") -> int:
+        """Tokens of a window.
+
+        Raises:
+            UserError: the window that is asked for is larger than the model's context.
+        """
+        longest, asked = model.config.block_size, self.max_seq_length
+        if asked is not None and not 2 <= asked <= longest:
+            raise UserError(f"--max_seq_length: must be between 2 and {longest}, the model's context; got {asked}")
+        return asked or longest
+
+    def about(self) -> dict[str, Any]:
+        """The model in plain values, for the record."""
+        from lit_gpt.checkpoint import base_identity
+
+        return {
+            **base_identity(self.checkpoint_dir),
+            "lora_path": self.finetuned and str(self.finetuned),
+            "precision": self.precision,
+            "quantize": self.quantize,
+            "max_seq_length": self.max_seq_length,
+        }
+
+    def identity(self, model: "GPT") -> str:
+        """Says which model answers: all that changes its answers by more than rounding."""
+        from lit_gpt.checkpoint import finetuned_file, prove_weights
+        from lit_gpt.files import sha256
+
+        files: list[Path] = []
+        if self.finetuned is not None:
+            peft = sorted(self.finetuned.glob("adapter_*")) if self.finetuned.is_dir() else []
+            files = peft or [finetuned_file(self.finetuned)]
+        finetuned = [sha256(file) for file in files]
+        facts = [prove_weights(self.checkpoint_dir), finetuned, self.precision, self.quantize, self.window(model)]
+        return json.dumps(facts, default=str)
+
+    @contextlib.contextmanager
+    def memory_explained(self) -> Iterator[None]:
+        """Says what to do when memory runs out."""
+        from lit_gpt.memory import memory_error_explained
+
+        with memory_error_explained(lambda: "; lower --pack_length, --batch_size or --max_seq_length"):
+            yield
+
+
+@dataclass(kw_only=True)
+class Evaluate(Subject):
+    """Which model to evaluate, and on what."""
+
+    eval_tasks: list[str] | str
+    """Names of the harness's tasks, groups or patterns: "[truthfulqa_mc1,hellaswag,mmlu_*]"; files of tasks, too."""
+    include_path: Path | None = None
+    """Folder with task files (YAML) of your own; they come before the harness's tasks of the same name."""
+    local_data: Path | None = None
+    """Folder with data files that stand for the hub's data sets; README.md says which."""
+    limit: float | None = None
+    """Use the first documents of every task only: their number, or their share if below 1; unset: all."""
+    num_fewshot: int | None = None
+    """Examples in front of every question; unset: as the task says. Tasks fixed at 0, like truthfulqa, stay there."""
+    batch_size: int = 4
+    """Texts that are generated together, by tasks that let the model write."""
+    bootstrap_iters: int = 100_000
+    """Resamplings for the error of scores that are no plain averages; 0: no errors at all."""
+    seed: int | None = None
+    """Seed of few-shot examples and sampling; unset: the harness's own seeds."""
+    use_cache: Path | None = None
+    """File that keeps the model's answers as they come: an interrupted evaluation goes on where it was."""
+    log_samples: bool = False
+    """Write every document with its answers and scores beside the results: to results.samples.jsonl."""
+    compare: Path | None = None
+    """Results of another model: shows the differences, their errors and whether they may be chance."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.eval_tasks, str):
             self.eval_tasks = self.eval_tasks.strip("[]").split(",")
         self.eval_tasks = [name.strip() for name in self.eval_tasks if name.strip()]
@@ -81,6 +165,8 @@ class Evaluate:
         at_least(0, self, "num_fewshot", "bootstrap_iters")
         if self.limit is not None and not (0 < self.limit < 1 or self.limit == int(self.limit) >= 1):
             raise UserError(f"--limit: must be a number of documents or a share between 0 and 1, got {self.limit}")
+        if self.log_samples and self.save_filepath is None:
+            raise UserError("--log_samples: needs --save_filepath, beside which the samples go")
 
 
 def evaluate(settings: Evaluate) -> None:
@@ -88,51 +174,56 @@ def evaluate(settings: Evaluate) -> None:
     _require_harness()
     began = time.perf_counter()
     if settings.save_filepath is not None:
-        _check_writable(settings.save_filepath)
+        check_writable(settings.save_filepath)
+    other = None if settings.compare is None else Results.read(settings.compare)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read at import: no progress bars of any library in log files
 
     from lm_eval.utils import handle_non_serializable, make_table
 
-    from lit_gpt.checkpoint import DTYPES, base_identity, default_device, load_gpt
-    from lit_gpt.memory import memory_error_explained
+    from lit_gpt.answers import open_answers
     from lit_gpt.runlog import peak_memory_gb
     from lit_gpt.tokenizer import Tokenizer
 
-    tokenizer, device = Tokenizer(settings.checkpoint_dir), default_device()
-    dtype, finetuned = DTYPES[settings.precision], settings.finetuned
-    model = load_gpt(settings.checkpoint_dir, dtype, finetuned=finetuned, merge=True, device=device)
-    print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
-    with memory_error_explained(lambda: "; lower --batch_size or --max_seq_length"):
+    tokenizer, model = Tokenizer(settings.checkpoint_dir), settings.load()
+    identity = "" if settings.use_cache is None else settings.identity(model)
+    with settings.memory_explained(), open_answers(settings.use_cache, identity) as answers:
         results = evaluate_model(
             model,
             tokenizer,
             settings.eval_tasks,
             include_path=settings.include_path,
+            local_data_dir=settings.local_data,
             limit=settings.limit,
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
-            max_seq_length=settings.max_seq_length,
+            pack_length=settings.pack_length,
+            max_seq_length=settings.window(model),
             bootstrap_iters=settings.bootstrap_iters,
             seed=settings.seed,
-            about={
-                **base_identity(settings.checkpoint_dir),
-                "lora_path": finetuned and str(finetuned),
-                "precision": settings.precision,
-                "max_seq_length": settings.max_seq_length,
-            },
+            answers=answers,
+            log_samples=settings.log_samples or other is not None,
+            about=settings.about(),
         )
+    samples = results.pop("samples", {})
     seconds = time.perf_counter() - began
     results["total_evaluation_time_seconds"] = str(seconds)  # text, as in the harness
     print(make_table(results))
     if "groups" in results:
         print(make_table(results, "groups"))
+    if other is not None:
+        print(compare(other, Results(results, per_sample(samples))))
     if settings.save_filepath is not None:
         text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
         write_text(settings.save_filepath, text + "\n")
         print(f"Results written to {settings.save_filepath}", file=sys.stderr)
+        if settings.log_samples:
+            rows = ({"task": task, **sample} for task, found in samples.items() for sample in found)
+            lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows)
+            write_text(samples_file(settings.save_filepath), "".join(lines))
+            print(f"Samples written to {samples_file(settings.save_filepath)}", file=sys.stderr)
     print(f"Time for evaluation: {seconds:.2f} s", file=sys.stderr)
-    print(f"Memory used: {peak_memory_gb(device):.2f} GB", file=sys.stderr)
+    print(f"Memory used: {peak_memory_gb(model.wte.weight.device):.2f} GB", file=sys.stderr)
 
 
 def evaluate_model(
@@ -141,18 +232,22 @@ def evaluate_model(
     tasks: list[str],
     *,
     include_path: Path | None = None,
+    local_data_dir: Path | None = None,
     limit: float | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 4,
+    pack_length: int | None = None,
     max_seq_length: int | None = None,
     bootstrap_iters: int = 100_000,
     seed: int | None = None,
+    answers: "Answers | None" = None,
     log_samples: bool = False,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a loaded model; see `Evaluate` for the arguments that are not explained here.
 
     Args:
+        answers: what is known already; takes what becomes known.
         log_samples: keep every document with its requests and answers, under "samples".
         about: plain values about the model, kept under "config", "model_args".
 
@@ -167,11 +262,15 @@ def evaluate_model(
 
     from lit_gpt.harness import LitLM, read_gen_kwargs
 
-    lm = LitLM(model, tokenizer, batch_size=batch_size, max_length=max_seq_length)
+    sizes = {"batch_size": batch_size, "pack_length": pack_length, "max_length": max_seq_length}
+    lm = LitLM(model, tokenizer, **sizes, answers=answers)
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     with _quiet():
-        manager, found = load_tasks(tasks, include_path)
+        with local_data(local_data_dir):
+            manager, found = load_tasks(tasks, include_path)
         for task in manager.load(found)["tasks"].values():  # before hours of other tasks have passed
+            fixed = task.config.num_fewshot
+            require_examples(task, fixed if num_fewshot is None or fixed == 0 else num_fewshot)
             if task.OUTPUT_TYPE == "generate_until":
                 read_gen_kwargs(task.config.generation_kwargs or {}, lm)
         results = lm_eval.simple_evaluate(
@@ -253,10 +352,12 @@ def _index(names: list[str], include_path: Path | None) -> "TaskManager":
 def _load(manager: "TaskManager", name: str) -> "TaskDict":
     try:
         return manager.load([name])
+    except UserError:
+        raise
     except ConnectionError as error:
         raise UserError(
             f"task {name}: its data set is not on this machine and the hub cannot be reached ({error}); go online once "
-            "(unset HF_HUB_OFFLINE), or put a task file that reads local data into --include_path"
+            "(unset HF_HUB_OFFLINE), or give its files (--local_data) or a task file of your own (--include_path)"
         ) from error
     except Exception as error:  # the user's file, its functions and its data: anything can be wrong with them
         entry = manager.task_index.get(name)
@@ -269,7 +370,7 @@ def _require_harness() -> None:
         raise UserError("lm-eval is not installed; pip install 'lm-eval[hf]>=0.4.13'")
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Fails now rather than after hours of evaluation."""
     if path.is_dir():
         raise UserError(f"--save_filepath: {path} is a folder; name a file in it, for example {path / 'results.json'}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.config import Config
+from lit_gpt.convert import copy_small_files
 from lit_gpt.files import atomic, read_json, results_folder, size_text, write_json, write_text
 from lit_gpt.methods import Adapter, LoRA
 from lit_gpt.settings import UserError
@@ -57,6 +58,12 @@ def export(settings: Export) -> None:
     folder, out = settings.checkpoint_dir, settings.output_dir
     if out.resolve() == folder.resolve():
         raise UserError(f"--output_dir {out} is the model itself (--checkpoint_dir); choose another folder")
+    if Config.from_checkpoint(folder).family == "litgpt":
+        origin = read_json(folder / "lit_config.json").get("litgpt")
+        raise UserError(
+            f"{folder} does not say which architecture of the hub it is; put the original model's config.json into "
+            f"{origin} and convert it again (scripts/convert_litgpt_checkpoint.py)"
+        )
     results_folder(out)
     if settings.format == "peft":
         write_peft(folder, settings.lora_path, out)
@@ -69,7 +76,6 @@ def export(settings: Export) -> None:
 def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float) -> None:
     """Writes a folder that `from_pretrained` opens; memory: that of the largest part, a block or the head."""
     from lit_gpt.checkpoint import apply_finetuned, prove_weights, read_finetuned
-    from lit_gpt.merge import copy_small_files
     from lit_gpt.model import meta_gpt
     from lit_gpt.parts import merged, weights_of
 
@@ -207,7 +213,9 @@ def write_peft(folder: Path, finetuned: Path, out: Path) -> None:
     config, saved = Config.from_checkpoint(folder), read_finetuned(finetuned, folder)
     method, trained = restore(saved["method"]), saved["weights"]
     if not isinstance(method, LoRA):
-        raise UserError(f"{finetuned} was trained with {method.name}; --format peft is for LoRA")
+        adapter = isinstance(method, Adapter)
+        reason = ", as PEFT's adaption prompt has one gate for a layer, not one for every head" if adapter else ""
+        raise UserError(f"{finetuned} was trained with {method.name}; --format peft is for LoRA{reason}")
     layers = {name.rpartition(".")[0] for name in trained}
     if config.n_expert and any(".experts." in name for name in layers):
         raise UserError(
@@ -274,14 +282,15 @@ def _rows(config: Config, name: str) -> int:
 
 def write_gguf(folder: Path, finetuned: Path | None, out: Path) -> None:
     """Lets llama.cpp's converter work on the folder, or says how; writes an Ollama Modelfile beside it."""
-    from lit_gpt.checkpoint import read_finetuned
+    from lit_gpt.checkpoint import style_of
     from lit_gpt.prompts import get_style
     from lit_gpt.tokenizer import Tokenizer
 
     command = ["convert_hf_to_gguf.py", str(out), "--outfile", str(out / "model.gguf")]
-    style = get_style(read_finetuned(finetuned, folder)["prompt_style"] if finetuned else "plain")
-    stops = "".join(f'PARAMETER stop "{stop}"\n' for stop in style.stop)
-    template = style.prompt("{{ .Prompt }}", tokenizer=Tokenizer(folder))
+    style, tokenizer = style_of(folder, finetuned) or get_style("plain"), Tokenizer(folder)
+    stop_tokens = (tokenizer.token(i) for i in style.stop_ids(tokenizer) if i != tokenizer.eos_id)
+    stops = "".join(f'PARAMETER stop "{token}"\n' for token in stop_tokens)
+    template = style.prompt("{{ .Prompt }}", tokenizer=tokenizer)
     write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{template}"""\n{stops}')
     program = shutil.which(command[0])
     if program is None:

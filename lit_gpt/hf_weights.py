@@ -59,17 +59,22 @@ def find_shards(folder: Path) -> list[Shard]:
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
-            return [_shard(folder / name)]
+            return [one_shard(folder / name)]
         if (folder / f"{name}.index.json").exists():
-            return [_shard(path) for path in _indexed(folder / f"{name}.index.json")]
+            return [one_shard(path) for path in _indexed(folder / f"{name}.index.json")]
     raise UserError(
         f"no weights in {folder} (model.safetensors or pytorch_model.bin, or shards with their index); "
         "download the checkpoint first (scripts/download.py)"
     )
 
 
-def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def check(
+    shards: list[Shard], config: Config, dtype: torch.dtype | None = None, described: str = "config.json"
+) -> dict[str, Tensor]:
     """Compares what the files contain with what the model needs, before anything is read or written.
+
+    Args:
+        described: the file that `config` is from, for messages.
 
     Returns:
         A tensor on the meta device for each of the model's parameters, in the model's order, of type `dtype` or
@@ -86,7 +91,9 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
         for name, tensor in shard.open().items():
             if name in names:
                 here = names[name]
-                _check_one(name, tensor, here.shape([tuple(needed[ours].shape) for ours in here.names]), shard)
+                _check_one(
+                    name, tensor, here.shape([tuple(needed[ours].shape) for ours in here.names]), shard, described
+                )
                 if twice := [ours for ours in here.names if ours in found]:
                     raise UserError(f"{shard.name}: {name} is there twice, also as {found[twice[0]][1]}")
                 found |= dict.fromkeys(here.names, (shard, name, tensor.dtype))
@@ -95,7 +102,7 @@ def check(shards: list[Shard], config: Config, dtype: torch.dtype | None = None)
             elif not ignored(name):
                 unknown.append(f"{name} in {shard.name}")
     if unknown:
-        raise UserError(f"the model of config.json has no {_list(unknown)}; is it this checkpoint's own config.json?")
+        raise UserError(f"the model of {described} has no {_list(unknown)}; is it this checkpoint's own {described}?")
     if missing := needed.keys() - found.keys():
         theirs = [name for name, ours in names.items() if missing.intersection(ours.names)]
         raise UserError(f"{_list(theirs)} missing in {_list([s.name for s in shards])}; download the checkpoint again")
@@ -128,7 +135,7 @@ def read(shards: list[Shard], config: Config) -> Iterator[tuple[str, Tensor]]:
 
 
 def stored_names(config: Config, entries: list[str] | None = None) -> dict[str, Stored]:
-    """Names in files -> the parameters in them, for every layer and expert, as far as the model has them.
+    """Names in files -> the parameters in them, for every layer and expert or head, as far as the model has them.
 
     `entries` are those of the family's `WEIGHTS` to look at; None: all.
     """
@@ -136,10 +143,10 @@ def stored_names(config: Config, entries: list[str] | None = None) -> dict[str, 
     for theirs in table if entries is None else table.keys() & entries:
         ours = stored(table[theirs])
         for layer in range(config.n_layer) if "{}" in theirs else (0,):
-            for expert in range(config.n_expert) if "[]" in theirs else (0,):
+            for member in range(max(config.n_expert, config.n_head)) if "[]" in theirs else (0,):
 
-                def numbered(name: str, layer: int = layer, expert: int = expert) -> str:
-                    return name.replace("{}", str(layer)).replace("[]", str(expert))
+                def numbered(name: str, layer: int = layer, member: int = member) -> str:
+                    return name.replace("{}", str(layer)).replace("[]", str(member))
 
                 here = replace(ours, names=tuple(map(numbered, ours.names)))
                 if needed.keys() >= set(here.names):
@@ -160,7 +167,7 @@ def _ignored(config: Config) -> Callable[[str], object]:
     return re.compile("|".join(_family(config).IGNORED) or "(?!)").fullmatch
 
 
-def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard) -> None:
+def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard, described: str) -> None:
     """Compares a tensor with the shape that it must have."""
     if tensor.dtype not in STORAGES:
         raise UserError(
@@ -169,28 +176,34 @@ def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard)
         )
     if tuple(tensor.shape) == wanted:
         return
-    advice = "is it this checkpoint's own config.json, or is the file damaged?"
+    advice = f"is it this checkpoint's own {described}, or is the file damaged?"
     if len(wanted) == 2 and tuple(tensor.shape[1:]) == wanted[1:] and not re.search(r"\.\d+\.", name):
-        advice = f"if tokens were added, set vocab_size to {tensor.shape[0]} in config.json"
-    raise UserError(f"{shard.name}: {name} is {tuple(tensor.shape)}, by config.json it is {wanted}; {advice}")
+        key = "vocab_size" if described == "config.json" else "padded_vocab_size"
+        advice = f"if tokens were added, set {key} to {tensor.shape[0]} in {described}"
+    raise UserError(f"{shard.name}: {name} is {tuple(tensor.shape)}, by {described} it is {wanted}; {advice}")
 
 
 def _check_tied(head: tuple[Shard, str], embedding: tuple[Shard, str]) -> None:
-    """Compares two tensors a few rows at a time, so that no more than these are in memory."""
-    (shard, name), (other, other_name) = head, embedding
+    """Refuses a head that is not the embedding."""
+    (shard, name), (_, other_name) = head, embedding
+    if not same_values(head, embedding):
+        raise UserError(
+            f"{shard.name}: {name} differs from {other_name}, though config.json ties them; "
+            "set tie_word_embeddings to false in config.json"
+        )
+
+
+def same_values(one: tuple[Shard, str], another: tuple[Shard, str]) -> bool:
+    """Whether two tensors are equal; looks at a few rows at a time."""
+    (shard, name), (other, other_name) = one, another
     shape = shard.open()[name].shape
     rows = max(1, MAPPED // max(1, 4 * shape[-1])) if shard.lazy and other.lazy else shape[0]
-    same = shape == other.open()[other_name].shape and all(
+    return shape == other.open()[other_name].shape and all(
         torch.equal(
             shard.open()[name][start : start + rows].float(), other.open()[other_name][start : start + rows].float()
         )
         for start in range(0, shape[0], rows)
     )
-    if not same:
-        raise UserError(
-            f"{shard.name}: {name} differs from {other_name}, though config.json ties them; "
-            "set tie_word_embeddings to false in config.json"
-        )
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -210,7 +223,8 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _shard(path: Path) -> Shard:
+def one_shard(path: Path) -> Shard:
+    """A file of weights, to be read in part."""
     if path.suffix == ".safetensors":
         return Shard(str(path), partial(_open, path, safetensors.torch.load_file))
     with open(path, "rb") as file:
@@ -234,6 +248,8 @@ def _open(path: Path, load: Callable[[Path], object]) -> dict[str, Tensor]:
             ) from error
         reason = re.split(r"\. |\n", str(error).strip() or type(error).__name__)[0][:120]
         raise UserError(f"{path} is damaged or cut off ({reason}); run scripts/download.py again") from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):  # a run of litgpt saved more than weights
+        tensors = tensors["model"]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} holds something other than named tensors; is it a checkpoint of the hub?")
     return tensors

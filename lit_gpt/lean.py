@@ -9,6 +9,8 @@ from torch import Tensor
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; keeps both inputs and computes silu(gate) again, where autograd would keep it as a third."""
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     return _SiluProduct.apply(gate, up)
 
 
@@ -102,6 +104,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (B, T, H, D); cos, sin: (B or 1, T, 1, R/2), without gradients.
     """
+    if not torch.is_grad_enabled():  # the same sums in half as many calls
+        first, second, *rest = x.split([cos.size(-1), cos.size(-1), x.size(-1) - 2 * cos.size(-1)], -1)
+        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+        return torch.cat((*turned, *rest), -1)
     return _Rotate.apply(x, cos, sin)
 
 
@@ -129,9 +135,9 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 inside (arXiv 1910.07467).
 
-    PyTorch has one kernel for it on the GPU; on the CPU it takes it apart and keeps a float32 copy of x.
+    PyTorch has one kernel for it; on the CPU it keeps a float32 copy of x for the backward pass.
     """
-    if x.is_cuda:
+    if x.is_cuda or (not torch.is_grad_enabled() and x.dtype == weight.dtype):
         return F.rms_norm(x, weight.shape, weight, eps)
     return _RMSNorm.apply(x, weight, eps)
 

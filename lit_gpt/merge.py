@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_gpt.config import Config
-from lit_gpt.files import atomic, read_json, results_folder, sha256, write_json
-from lit_gpt.hub import SMALL_FILES
+from lit_gpt.files import read_json, results_folder, sha256
 from lit_gpt.methods import Adapter
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -57,13 +55,13 @@ def merge_lora(settings: Merge) -> None:
     import torch
 
     from lit_gpt.checkpoint import apply_finetuned, finetuned_file, prove_weights, read_finetuned
-    from lit_gpt.convert import write_checkpoint
+    from lit_gpt.convert import check_out_dir, copy_small_files, write_checkpoint
     from lit_gpt.model import meta_gpt
     from lit_gpt.parts import logits, merged, weights_of
     from lit_gpt.runlog import peak_memory_gb
 
     began, folder, out = time.perf_counter(), settings.checkpoint_dir, settings.out_dir
-    _check_out_dir(out, folder)
+    check_out_dir(out, folder, "merged")
     base = meta_gpt(Config.from_checkpoint(folder))
     prove_weights(folder)
     method = apply_finetuned(trained := copy.deepcopy(base), settings.lora_path, folder)
@@ -109,15 +107,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _check_out_dir(out: Path, folder: Path) -> None:
-    """An earlier merge may be replaced, any other model not."""
-    if out.resolve() == folder.resolve():
-        raise UserError(f"--out_dir {out} is the base itself (--checkpoint_dir); choose another folder")
-    description = read_json(out / "lit_config.json") if (out / "lit_config.json").exists() else {}
-    if "merged" not in description and any((out / name).exists() for name in ("config.json", "lit_model.pth")):
-        raise UserError(f"--out_dir {out} holds another model; choose another folder")
-
-
 def _layout(plain: "GPT", state: "dict[str, Tensor]", folder: Path) -> "dict[str, Tensor]":
     """Shape and type of each weight of the merged model: those of the base's file."""
     layout = {}
@@ -127,16 +116,6 @@ def _layout(plain: "GPT", state: "dict[str, Tensor]", folder: Path) -> "dict[str
             raise UserError(f"{folder / 'lit_model.pth'} does not fit lit_config.json: {name}; convert again")
         layout[name] = tensor.to("meta")
     return layout
-
-
-def copy_small_files(folder: Path, out: Path, untied: bool, files: contextlib.ExitStack) -> None:
-    """Configuration, tokenizer and licence; `untied`: the head is no longer the embedding."""
-    for source in folder.iterdir():
-        if SMALL_FILES.fullmatch(source.name):
-            copied = files.enter_context(atomic(out / source.name))
-            shutil.copyfile(source, copied)
-            if untied and source.name == "config.json":
-                write_json(copied, {**read_json(copied), "tie_word_embeddings": False})
 
 
 def _record(folder: Path, file: Path, saved: dict[str, Any]) -> dict[str, Any]:

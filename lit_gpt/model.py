@@ -17,6 +17,8 @@ from lit_gpt.attention import Attend, KVCache, Look, Pack, causal
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
+from lit_gpt.rope import Rope, rope_tables
+from lit_gpt.weight_only import joined
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -136,6 +138,12 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.compiled = halves
 
+    def compile_steps(self) -> None:
+        """Lets calls of a single token per row run compiled blocks, all by the same code, made at the first call."""
+        halves = torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)
+        for block in self.blocks:
+            block.compiled_step = halves
+
     def loss_sum(
         self,
         idx_BT: Tensor,
@@ -175,9 +183,6 @@ def meta_gpt(config: Config) -> GPT:
         return GPT(config)
 
 
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines; see `rope_tables`."""
-
 Halves = tuple[Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], Callable[..., Tensor]]
 """`Block.before` and `Block.after`, compiled."""
 
@@ -196,11 +201,17 @@ class Block(nn.Module):
         self.post_2 = build_norm(config) if config.post_norm else nn.Identity()
         self.compiled: Halves | None = None
         """What training calls instead of `before` and `after`; see `GPT.compile_blocks`."""
+        self.compiled_step: Halves | None = None
+        """What decoding calls; see `GPT.compile_steps`."""
 
     def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         rope = ropes.get(self.attn.rope)
-        before, after = self.compiled if self.compiled and x_BTC.requires_grad else (Block.before, Block.after)
+        before, after = Block.before, Block.after
+        if self.compiled and x_BTC.requires_grad:
+            before, after = self.compiled
+        elif self.compiled_step and x_BTC.size(1) == 1 and not torch.is_grad_enabled():
+            before, after = self.compiled_step
         n_BTC, *heads = before(self, x_BTC, rope)
         y_BHTD = self.attn.mix(attend, self.layer, *heads)
         del heads  # where no gradient needs them, they are not to lie beside the MLP's
@@ -226,6 +237,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.head_size, self.clip = config.head_size, config.clip_qkv
+        self.n_heads = config.n_head, config.n_query_groups
         windowed = config.sliding_window is not None and (config.windowed is None or config.windowed[layer])
         self.rope: str | None = None
         """Which of the model's rotary tables it takes: "local" for windows that have their own, otherwise "global"."""
@@ -242,13 +254,30 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.v = nn.Linear(config.n_embd, keys, bias=config.qkv_bias)
         self.o = nn.Linear(queries, config.n_embd, bias=config.out_bias)
+        self.qkv: nn.Linear | None = None
+        """The three in one; see `fuse`."""
         self.whole_norm = config.qk_norm == "all"
         """Queries and keys are normed before they are split into heads, otherwise head by head."""
-        sizes = {None: None, "all": (queries, keys), "head": (config.head_size, config.head_size)}[config.qk_norm]
-        self.q_norm, self.k_norm = [build_norm(config, size) for size in sizes] if sizes else (None, None)
+        self.q_norm, self.k_norm = (build_qk_norm(config, size) for size in (queries, keys))
+
+    def fuse(self) -> None:
+        """Makes one product of those for queries, keys and values, which pays where a call is a single token.
+
+        They are gone then: this is for a model that only decodes.
+        """
+        self.qkv = None if self.q_norm else joined([self.q, self.k, self.v])
+        if self.qkv is not None:
+            self.q = self.k = self.v = None
 
     def heads(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D) and keys (B, G, T, D), normed and rotated where the model does so, and values."""
+        if self.qkv is not None:
+            H, G = self.n_heads
+            x_BTHD = self._clipped(self.qkv(x_BTC)).unflatten(-1, (-1, self.head_size))
+            qk_BTHD, v_BTGD = x_BTHD.split([H + G, G], 2)
+            qk_BTHD = qk_BTHD if rope is None else rotate(qk_BTHD, *rope)
+            q_BTHD, k_BTGD = qk_BTHD.split([H, G], 2)
+            return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         q_BTHD = self._placed(self._clipped(self.q(x_BTC)), self.q_norm, rope)
         k_BTGD = self._placed(self._clipped(self.k(x_BTC)), self.k_norm, rope)
         v_BTGD = self._clipped(self.v(x_BTC)).unflatten(-1, (-1, self.head_size))
@@ -337,6 +366,15 @@ def build_norm(config: Config, size: int | None = None) -> nn.Module:
     return {"rms": RMSNorm, "rms+1": OnePlusRMSNorm}[config.norm](size, eps=eps)
 
 
+def build_qk_norm(config: Config, size: int) -> nn.Module | None:
+    """The norm of queries or keys, `size` channels in all."""
+    if config.qk_norm is None:
+        return None
+    if config.qk_norm == "each":
+        return HeadNorms(size // config.head_size, config)
+    return build_norm(config, size if config.qk_norm == "all" else config.head_size)
+
+
 class RMSNorm(nn.RMSNorm):
     """As PyTorch's; see `lean.rms_norm`."""
 
@@ -353,29 +391,18 @@ class OnePlusRMSNorm(nn.RMSNorm):
         return rms_norm(x, 1 + self.weight.to(torch.promote_types(x.dtype, torch.float32)), self.eps)
 
 
+class HeadNorms(nn.ModuleList):
+    """A LayerNorm without bias for every head (StableLM 2 12B)."""
+
+    def __init__(self, heads: int, config: Config) -> None:
+        super().__init__(nn.LayerNorm(config.head_size, config.norm_eps, bias=False) for _ in range(heads))
+
+    def forward(self, x_BTHD: Tensor) -> Tensor:
+        """(B, T, H, D) -> (B, T, H, D)."""
+        weight_HD = torch.stack([norm.weight for norm in self])
+        return F.layer_norm(x_BTHD, x_BTHD.shape[-1:], eps=self[0].eps) * weight_HD
+
+
 def softcapped(x: Tensor, cap: float) -> Tensor:
     """cap * tanh(x / cap)."""
     return cap * torch.tanh(x / cap)
-
-
-def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: str = "global") -> Rope:
-    """Cosines and sines of the rotary embedding (arXiv 2104.09864) for these positions.
-
-    Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
-
-    Returns:
-        Two tensors (B, T, 1, R / 2) of `dtype`, where R is the number of rotated channels; see `lean.rotate`.
-    """
-    R = int(config.head_size * config.rope_percentage)
-    base = config.rope_local_base if kind == "local" else config.rope_base
-    inverse = base ** (-torch.arange(0, R, 2, device=positions_BT.device, dtype=torch.float32) / R)
-    scaling = (config.rope_scaling or {}) if kind == "global" else {}
-    if "low_freq_factor" in scaling:  # Llama 3.1: slow waves are stretched by `factor`, fast ones kept, a ramp between
-        turns = scaling["original_max_position_embeddings"] * inverse / (2 * torch.pi)
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        keep = ((turns - low) / (high - low)).clamp(0, 1)
-        inverse = inverse * keep + inverse / scaling["factor"] * (1 - keep)
-    elif scaling:
-        inverse = inverse / scaling["factor"]
-    angles = positions_BT[:, :, None, None] * inverse
-    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -12,7 +12,7 @@ from lit_gpt.config import Config
 from lit_gpt.files import read_json
 from lit_gpt.hf_weights import stored_names
 from lit_gpt.methods import SWITCHES, LoRA, describe
-from lit_gpt.model import meta_gpt
+from lit_gpt.model import GPT, meta_gpt
 from lit_gpt.settings import UserError
 
 DORA = "lora_magnitude_vector"
@@ -27,22 +27,15 @@ def is_peft(path: Path) -> bool:
 def read_peft(folder: Path, config: Config) -> dict[str, Any]:
     """A LoRA adapter of PEFT as `checkpoint.read_finetuned` gives ours.
 
-    A layer of the original that is several of ours gives its A to each of them, and to each its part of B. Where ranks
-    or scales differ from layer to layer, A and B get rows and columns of zeros, and B is multiplied by the scale.
+    A layer of the original that is several of ours gives its A to each of them, and to each its part of B.
 
     Raises:
         UserError: a file is missing or damaged, the adapter is of another kind or for another model.
     """
     settings, state = read_json(folder / "adapter_config.json"), _state(folder)
     _check(settings, folder)
-    pairs = _pairs(state, settings, folder)
-    ranks = {len(A) for A, _, _, _ in pairs.values()}
-    scales = {scale for _, _, scale, _ in pairs.values()}
-    rank, rslora = max(ranks), bool(settings.get("use_rslora"))
-    alpha = max(scales) * (rank**0.5 if rslora else rank)
-    alike = len(ranks) == len(scales) == 1 and alpha == int(alpha)
-    names, model, weights = stored_names(config), meta_gpt(config), {}
-    for module, (A, B, scale, magnitude) in pairs.items():
+    names, model, updates = stored_names(config), meta_gpt(config), {}
+    for module, (A, B, scale, magnitude) in _pairs(state, settings, folder).items():
         if f"{module}.weight" not in names:
             raise UserError(f"{folder}: it adapts {module}, which the model has not; is it for another model?")
         here = names[f"{module}.weight"]
@@ -50,19 +43,53 @@ def read_peft(folder: Path, config: Config) -> dict[str, Any]:
         sizes = [model.get_parameter(name).shape[0] for name in here.names]
         if sum(sizes) != len(B) or model.get_parameter(here.names[0]).shape[1] != A.shape[1]:
             raise UserError(f"{folder}: {module} is of another size than the model's; is it for another model?")
-        parts = here.take_apart(B if alike else B * scale, sizes, config)
+        parts = here.take_apart(B, sizes, config)
         lengths = here.take_apart(magnitude[:, None], sizes, config) if magnitude is not None else [None] * len(sizes)
         for name, part, length in zip(here.names, parts, lengths, strict=True):
-            layer = name.removesuffix(".weight")
-            weights[f"{layer}.lora_A"] = nn.functional.pad(A, (0, 0, 0, rank - len(A)))
-            weights[f"{layer}.lora_B"] = nn.functional.pad(part, (0, rank - len(A)))
-            if length is not None:
-                weights[f"{layer}.lora_magnitude"] = length[:, 0].clone()
+            lengths_of_rows = None if length is None else length[:, 0].clone()
+            updates[name.removesuffix(".weight")] = Update(A, part, scale, lengths_of_rows)
+    kind = {"lora_rslora": bool(settings.get("use_rslora")), "lora_dora": bool(settings.get("use_dora"))}
+    return as_ours(updates, model, folder, **kind)
+
+
+class Update(NamedTuple):
+    """What LoRA adds to a layer of ours, scale B A; in float32."""
+
+    A: Tensor
+    """(r, in)"""
+    B: Tensor
+    """(out, r)"""
+    scale: float
+    lengths: Tensor | None = None
+    """(out,), DoRA's lengths of rows."""
+
+
+def as_ours(
+    updates: dict[str, Update], model: GPT, place: Path, lora_rslora: bool = False, lora_dora: bool = False
+) -> dict[str, Any]:
+    """Updates of the layers of `model`, which is on the meta device, as `checkpoint.read_finetuned` gives ours.
+
+    Where ranks or scales differ from layer to layer, A and B get rows and columns of zeros, and B is multiplied by the
+    scale.
+
+    Raises:
+        UserError: a layer's update is missing that cannot be replaced by one of zeros.
+    """
+    ranks, scales = {len(update.A) for update in updates.values()}, {update.scale for update in updates.values()}
+    rank = max(ranks)
+    alpha = max(scales) * (rank**0.5 if lora_rslora else rank)
+    alike = len(ranks) == len(scales) == 1 and alpha == int(alpha)
+    weights = {}
+    for layer, (A, B, scale, lengths) in updates.items():
+        weights[f"{layer}.lora_A"] = nn.functional.pad(A, (0, 0, 0, rank - len(A)))
+        weights[f"{layer}.lora_B"] = nn.functional.pad(B if alike else B * scale, (0, rank - len(A)))
+        if lengths is not None:
+            weights[f"{layer}.lora_magnitude"] = lengths
     switches = dict.fromkeys(SWITCHES.values(), False)
     switches |= {switch: True for end, switch in SWITCHES.items() if any(f"{end}.lora_A" in name for name in weights)}
-    size = {"lora_r": rank, "lora_alpha": int(alpha) if alike else rank, "lora_rslora": rslora and alike}
-    method = LoRA(**size, **switches, lora_dora=bool(settings.get("use_dora")))
-    _fill(weights, method, model, folder)
+    size = {"lora_r": rank, "lora_alpha": int(alpha) if alike else rank, "lora_rslora": lora_rslora and alike}
+    method = LoRA(**size, **switches, lora_dora=lora_dora)
+    _fill(weights, method, model, place)
     return {"method": describe(method), "weights": weights, "prompt_style": "plain", "base": None, "quantize": None}
 
 

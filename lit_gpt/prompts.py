@@ -57,6 +57,8 @@ class Style:
 
     name: str
     """What is stored with data and runs, for `get_style`."""
+    title: str
+    """The same for people to read."""
     stop: tuple[str, ...] = ()
     """Texts, besides EOS, that end an answer."""
     adds_bos: ClassVar[bool] = True
@@ -120,11 +122,6 @@ class Style:
         pieces = self.pieces((Turn("user", instruction, input),), tokenizer or _Llama())
         return "".join(text for text, _ in pieces).removeprefix(tokenizer.bos if tokenizer else _Llama.bos)
 
-    @property
-    def title(self) -> str:
-        """The style for people to read."""
-        return self.name if len(self.name) <= 40 and "\n" not in self.name else "template"
-
 
 @dataclass(frozen=True)
 class Format(Style):
@@ -153,6 +150,10 @@ class Format(Style):
     folded: bool = False
     """The system prompt is a part of the first user's turn."""
     own: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.name
 
     def problem(self, conversation: Conversation) -> str | None:
         roles = {turn.role for turn in conversation}
@@ -354,7 +355,10 @@ def get_style(name: str, checkpoint_dir: str | Path | None = None) -> Style:
     from lit_gpt.template import Template, model_template, read_template
 
     if name == "model":
-        return Template(model_template(checkpoint_dir))
+        text = model_template(Path(checkpoint_dir or "."))
+        if text is None:
+            raise UserError(f"{checkpoint_dir} has no chat template of its own; name a prompt style, such as chatml")
+        return Template(text)
     if "{{" in name or "{%" in name:
         return Template(name)
     if "/" in name or Path(name).suffix in (".jinja", ".jinja2", ".j2"):

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.settings import UserError
+from lit_gpt.weight_only import Int4, Int8, Packed4bit, WeightOnly
 
 KINDS = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training")
 """4-bit NormalFloat or float; "-dq" quantises the scales as well (0.4 bits per weight less); 8-bit integers."""
+FOR_USE = (*KINDS, "bnb.int8", "torch.int8", "torch.int4")
+"""These, and kinds for use only: "bnb.int8" computes as "bnb.int8-training" does; those of PyTorch need no package."""
 
 
 def bitsandbytes() -> ModuleType:
@@ -39,16 +42,19 @@ def quantized(
     """A frozen quantised layer with this weight (out, in).
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `FOR_USE`.
         compute: type of the arithmetic: weights are widened to it when they are used.
 
     Raises:
-        UserError: bitsandbytes is not installed.
+        UserError: bitsandbytes is not installed, or PyTorch has no kernel for such a layer.
     """
+    if kind in ("torch.int8", "torch.int4"):
+        weight, bias = (None if x is None else x.to(device=device, dtype=compute) for x in (weight, bias))
+        return (Int8 if kind == "torch.int8" else Int4).of(weight, bias, compute)
     bnb = bitsandbytes()
     out_features, in_features = weight.shape
     with torch.device("meta"):
-        if kind == "bnb.int8-training":
+        if kind in ("bnb.int8", "bnb.int8-training"):
             layer = bnb.nn.Linear8bitLt(
                 in_features, out_features, bias is not None, has_fp16_weights=False, threshold=6.0
             )
@@ -143,6 +149,26 @@ def _widen(layer: nn.Linear, scales: Tensor, rows: slice, dtype: torch.dtype) ->
     return widened.view(-1, width)
 
 
+def for_decoding(model: nn.Module) -> None:
+    """Puts layers in a form of the same weights that is fast for few tokens, and can be no longer trained, in place.
+
+    Queries, keys and values become one product. On a processor with bfloat16 instructions bitsandbytes' 4-bit weights
+    are put in the order of its kernel; its 8-bit weights go to PyTorch's kernel.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and is_quantized(layer) and not isinstance(layer, WeightOnly):
+            fast = None
+            if layer.weight.dtype == torch.int8:
+                scale = _scales(layer).to(layer.compute_dtype)
+                fast = Int8(layer.out_features, layer.in_features, layer.weight.data, layer.bias, scale=scale)
+            elif layer.weight.device.type == "cpu":
+                fast = Packed4bit.of(layer)
+            if fast is not None:
+                model.set_submodule(name, fast)
+    for block in model.blocks:
+        block.attn.fuse()
+
+
 def is_quantized(layer: nn.Linear) -> bool:
     """Whether `quantized` made the layer."""
     return not layer.weight.is_floating_point()
@@ -150,6 +176,8 @@ def is_quantized(layer: nn.Linear) -> bool:
 
 def dequantized(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that a quantised layer computes with, or the plain weight of a plain one."""
+    if isinstance(layer, WeightOnly):
+        return layer.widened().to(dtype)
     if not is_quantized(layer):
         return layer.weight.to(dtype)
     return _widen(layer, _scales(layer), slice(0, layer.out_features), dtype)

@@ -24,7 +24,7 @@ Scored = tuple[tuple[int, ...], int]
 
 def pack_length_for(device: torch.device) -> int:
     """Tokens of a row that are enough to keep the device busy."""
-    return 640 if device.type == "cpu" else 4096
+    return 1024 if device.type == "cpu" else 4096
 
 
 class Score(NamedTuple):
@@ -50,8 +50,8 @@ class Tree(NamedTuple):
 
 def plant(sequences: Sequence[Scored]) -> Tree:
     """The tree of the sequences."""
-    rows = [np.array(ids, dtype=np.int64) for ids, _ in sequences]
-    order = sorted(range(len(rows)), key=lambda i: rows[i][:-1].astype(">u8").tobytes())  # compares id by id
+    rows = [np.array(ids, dtype=np.int32) for ids, _ in sequences]
+    order = sorted(range(len(rows)), key=lambda i: rows[i][:-1].astype(">u4").tobytes())  # compares id by id
     way = np.zeros(max(map(len, rows)), dtype=np.int64)
     total, before = 0, rows[0][:0]
     ids, depths, places, labels, owners = [], [], [], [], []
@@ -70,8 +70,8 @@ def plant(sequences: Sequence[Scored]) -> Tree:
         before = row
     at = np.concatenate(places)
     ascending = np.argsort(at, kind="stable")
-    pairs = (at, np.concatenate(labels), np.concatenate(owners))
-    return Tree(np.concatenate(ids), np.concatenate(depths), *(x[ascending] for x in pairs))
+    pairs = (at, np.concatenate(labels).astype(np.int64), np.concatenate(owners))
+    return Tree(np.concatenate(ids).astype(np.int64), np.concatenate(depths), *(x[ascending] for x in pairs))
 
 
 @torch.inference_mode()
@@ -117,8 +117,10 @@ def _predict(model: GPT, x_TC: Tensor, places_P: np.ndarray, labels_P: np.ndarra
             for x in (places_N[start : start + size], where_P[chunk] - start, labels_P[chunk])
         )
         logits_NV = model.logits(x_TC.index_select(0, at_N))
-        best_N, wide = logits_NV.argmax(-1), torch.promote_types(logits_NV.dtype, torch.float32)
-        total_N = logits_NV.to(wide).logsumexp(-1)
-        logprobs.append(logits_NV[row_P, label_P].to(wide) - total_N[row_P])
-        likeliest.append(best_N[row_P] == label_P)
+        wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        found_P = wide_NV[row_P, label_P]
+        logprobs.append(found_P - wide_NV.logsumexp(-1)[row_P])
+        highest_P = found_P == wide_NV.amax(-1)[row_P]  # of several that are, the first counts, as in `argmax`
+        highest_P[highest_P.clone()] = logits_NV[row_P[highest_P]].argmax(-1) == label_P[highest_P]
+        likeliest.append(highest_P)
     return torch.cat(logprobs).cpu().double().numpy(), torch.cat(likeliest).cpu().numpy()

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import difflib
 import itertools
+import json
 import re
 import signal
 import sys
@@ -177,7 +178,7 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     """Parses `argv` into one instance per dataclass of `classes`; their fields share one flat space of flag names.
 
     `defaults` replaces the fields' own defaults (a launcher's constants); flags and `--config` win over both. A class
-    may have a `FIRST_WORD`: the field whose value can stand as the first word, without its flag.
+    may have a `FIRST_WORD`: the field whose value, or values, can stand as the first words, without its flag.
 
     Raises:
         UserError: unknown flag or key, wrong type, missing required flag, or whatever a `__post_init__` refuses.
@@ -192,8 +193,10 @@ def parse(argv: list[str], classes: list[type], prog: str, doc: str, defaults: d
     for cls in classes:
         parser.add_class_arguments(cls, None, fail_untyped=True)
     parser.set_defaults(defaults or {})
-    if first and argv and not argv[0].startswith("-"):
-        argv = [f"--{first}={argv[0]}", *argv[1:]]
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv)) if first else []
+    if words:
+        several = next(f for cls in classes for f in dataclasses.fields(cls) if f.name == first).type == list[str]
+        argv = [f"--{first}={json.dumps(words) if several else words[0]}", *argv[len(words) if several else 1 :]]
     argv = [ALIASES.get(word.split("=")[0], word.split("=")[0]) + word[len(word.split("=")[0]) :] for word in argv]
     try:
         values = parser.parse_args(argv)

@@ -53,12 +53,12 @@ class Template(Style):
     adds_bos = False
 
     def __init__(self, text: str, place: str = "the chat template") -> None:
-        """Compiles the text of a template; `place` is its name for messages.
+        """Compiles the text of a template; `place` is where it stands, for messages.
 
         Raises:
             UserError: it is no template.
         """
-        self.name, self.place = text, place
+        self.name, self.title = text, place
         if len(text) > LONGEST:
             raise UserError(f"{place}: {len(text):,} characters, at most {LONGEST:,} are read; is it a template?")
         try:
@@ -131,7 +131,7 @@ class Template(Style):
             with_answer = whole if place + 1 == len(messages) else self._render(messages[: place + 1], False, bos, eos)
             if not (prompt.startswith(done) and with_answer.startswith(prompt) and whole.startswith(with_answer)):
                 raise UserError(
-                    f"{self.place}: rendered up to turn {place + 1}, the conversation is not how the whole one begins, "
+                    f"{self.title}: rendered up to turn {place + 1}, the conversation is not how the whole one begins, "
                     "so its answers cannot be told from it; mark them by {% generation %} in a copy of the template, "
                     "or use another prompt style, such as chatml"
                 )
@@ -149,30 +149,29 @@ class Template(Style):
                     messages=messages, add_generation_prompt=asks, bos_token=bos, eos_token=eos, tools=None
                 )
             except _TooMuch as error:
-                raise UserError(f"{self.place}: it computes too much, or too large a text; use another") from error
+                raise UserError(f"{self.title}: it computes too much, or too large a text; use another") from error
             except Exception as error:
                 what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
-                raise UserError(f"{self.place} refuses the conversation: {' '.join(what.split())[:200]}") from error
+                raise UserError(f"{self.title} refuses the conversation: {' '.join(what.split())[:200]}") from error
 
 
-def model_template(checkpoint_dir: str | Path | None) -> str:
-    """The text of the chat template that a model brings along.
+def model_template(folder: Path) -> str | None:
+    """The text of the chat template that a model brings along; None if it has none.
 
     Raises:
-        UserError: it has none.
+        UserError: a file cannot be read.
     """
-    folder = Path(checkpoint_dir or ".")
     if (folder / "chat_template.jinja").is_file():
         return read_template(folder / "chat_template.jinja")
     for name in ("tokenizer_config.json", "chat_template.json"):
-        config = read_json(folder / name) if (folder / name).is_file() else {}
+        config = read_json(folder / name) if (folder / name).is_file() else None
         found = config.get("chat_template") if isinstance(config, dict) else None
         if isinstance(found, list):  # several by name
-            found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-            found = found.get("default")
+            names = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+            found = names.get("default")
         if isinstance(found, str):
             return found
-    raise UserError(f"{folder} has no chat template of its own; name a prompt style, such as chatml or alpaca")
+    return None
 
 
 def read_template(path: Path) -> str:

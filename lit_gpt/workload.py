@@ -48,8 +48,8 @@ class Workload:
         place = (self.ranks.rank, self.ranks.world)
         self.prompt_style: str = self.meta["prompt_style"]
         max_length = s.max_seq_length or config.block_size
-        if config.positions == "learned" and max_length > config.block_size:
-            raise UserError(f"--max_seq_length {max_length}: this model has learned {config.block_size} positions only")
+        if max_length > config.block_size and config.ends:
+            raise UserError(f"--max_seq_length {max_length}: this model has {config.block_size} positions only")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
         shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
         self.layout = Layout(s.micro_batch_size, s.pack_length, shared, max_length, s.compile)

@@ -78,3 +78,27 @@ def test_peers_get_padded_batches_of_our_samples(monkeypatch: pytest.MonkeyPatch
     assert labels == [[-100, 6, 7], [8, -100, -100]]
     assert mask == [[1, 1, 1], [1, 0, 0]]
     assert torch.equal(second[0], torch.tensor([[9, 9]]))
+
+
+def test_evaluation_is_measured(checkpoint: Path, tmp_path: Path) -> None:
+    """Our side, with a question of each kind; the peer needs a checkpoint of transformers."""
+    pytest.importorskip("lm_eval")
+    targets = {"choices": ["The sun.", "The sea."], "labels": [1, 0]}
+    rows = {"truthfulqa": {"question": "What shines?", "mc1_targets": targets, "mc2_targets": targets}}
+    rows["hellaswag"] = {"ind": 1, "query": "The old cat", "choices": ["sees.", "likes.", "the sun.", "a"], "gold": 2}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "README.md").write_text("<!-- evaluate -->\nold\n<!-- /evaluate -->\n")
+    flags = ["--truthfulqa", tmp_path / "truthfulqa.jsonl", "--hellaswag", tmp_path / "hellaswag.jsonl"]
+    flags += ["--systems", "ours", "--rounds", "1", "--device", "cpu", "--precision", "32-true"]
+    flags += ["--results", tmp_path / "found.json", "--write", tmp_path / "README.md"]
+    words = [sys.executable, ROOT / "bench" / "evaluate.py", "--checkpoint_dir", checkpoint, *flags]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    [run] = json.loads((tmp_path / "found.json").read_text())["runs"]["ours"]
+    assert len(run["answers"]) == 2 + 2 + 4
+    assert run["answers"][:2] == run["answers"][2:4]
+    assert run["seconds"].keys() == {"TruthfulQA", "HellaSwag"}
+    assert "| this project |" in (tmp_path / "README.md").read_text()

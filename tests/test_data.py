@@ -18,7 +18,8 @@ from conftest import SENTENCES, SHARED, command, train_byte_level
 from lit_gpt.data import prepare as data_prepare
 from lit_gpt.data import readers
 from lit_gpt.data.dataset import TokenDataset, check_tokenizer, write_dataset
-from lit_gpt.prompts import get_style
+from lit_gpt.data.prepare import shortened, trouble
+from lit_gpt.prompts import Turn, get_style
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -312,6 +313,41 @@ def test_special_tokens_in_a_text_stay_text(byte_level: Path, tmp_path: Path) ->
     assert ids.count(tokenizer.eos_id) == 1
     assert ids[-1] == tokenizer.eos_id
     assert tokenizer.decode(ids).count("<|endoftext|>") == 3
+
+
+TALK = (
+    Turn("system", "The red dog."),
+    *(Turn(("user", "assistant")[n % 2], " ".join(WORDS[n : n + 12])) for n in range(6)),
+)
+
+
+@pytest.mark.parametrize("style", ["chatml", "alpaca", "llama2-chat"])
+def test_a_conversation_is_cut_within_an_answer_or_before_a_question(byte_level: Path, style: str) -> None:
+    tokenizer, used = Tokenizer(byte_level), get_style(style)
+    [(ids, marks)] = used.encode(tokenizer, [TALK])
+    [(first, _)] = used.encode(tokenizer, [TALK[:3]])
+    prompt = len(used.encode_prompt(tokenizer, TALK[:2]))
+    for limit in range(2, len(ids)):
+        cut, kept = shortened(ids, marks, limit)
+        assert len(cut) == len(kept) <= limit
+        if limit < prompt + 2:
+            assert not any(kept)
+            continue
+        assert cut[-1] == ids[-1]  # the end of a turn, here EOS
+        assert kept[-1]
+        assert cut[:-1] == ids[: len(cut) - 1]
+        assert kept == marks[: len(kept)]
+        assert len(cut) >= min(limit, len(first))
+
+
+def test_conversations_that_cannot_be_learnt() -> None:
+    chatml = get_style("chatml")
+    assert trouble(TALK, chatml) is None
+    assert trouble(TALK[:2], chatml) == "it ends with the user's turn; the last must be the assistant's, to be learnt"
+    assert trouble((*TALK, Turn("tool", "1")), chatml).startswith("it ends with the tool's turn")
+    assert "has no turns of the system" in trouble(TALK, get_style("redpajama"))
+    assert "turn 2 (user) is empty" in trouble((TALK[0], Turn("user", " "), TALK[2]), chatml)
+    assert "turn 1 has the role 'gpt'" in trouble((Turn("gpt", "Hi"),), chatml)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

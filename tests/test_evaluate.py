@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ from lit_gpt.checkpoint import base_identity, save_finetuned
 from lit_gpt.evaluate import Evaluate, evaluate_model, load_tasks
 from lit_gpt.harness import LitLM
 from lit_gpt.methods import LoRA
+from lit_gpt.model import GPT
+from lit_gpt.scoring import score
 from lit_gpt.settings import UserError, parse
 
 pytestmark = pytest.mark.usefixtures("own_tasks")  # silence
@@ -58,6 +62,7 @@ def test_base_model_gets_a_table_and_the_harness_own_json(
         **base_identity(checkpoint),
         "lora_path": None,
         "precision": "32-true",
+        "quantize": None,
         "max_seq_length": 48,
     }
 
@@ -81,6 +86,97 @@ def test_finetuned_model(checkpoint: Path, own_tasks: Path, tmp_path: Path) -> N
     compare(attached["results"], tuned["results"])
     before, after = (found["results"]["own_text"]["bits_per_byte,none"] for found in (base, tuned))
     assert before != pytest.approx(after, rel=1e-3)
+
+
+KILLED = """
+import os, signal, sys
+import lit_gpt.harness
+from lit_gpt.cli import COMMANDS, _load
+from lit_gpt.scoring import score
+from lit_gpt.settings import run
+
+def short(*args):
+    for number, found in enumerate(score(*args)):
+        yield found
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+lit_gpt.harness.score = short
+function, settings = (_load(place) for place in COMMANDS["evaluate"])
+run(function, [settings], "evaluate", "", argv=sys.argv[1:])
+"""
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    checkpoint: Path, own_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run asks the rest only and has the results of an undisturbed one; the third asks nothing."""
+    flags = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--include_path", own_tasks]
+    flags += ["--eval_tasks", "[own_choice,own_text,own_writing]", "--pack_length", 32]
+    assert command("evaluate", *flags, "--save_filepath", tmp_path / "whole.json") == 0
+    flags += ["--use_cache", tmp_path / "answers.jsonl", "--save_filepath", tmp_path / "found.json"]
+    env = {**os.environ, "PYTHONPATH": str(LAUNCHER.parents[1]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    env |= {"HF_HOME": str(tmp_path / "home")}
+    words = [sys.executable, "-c", KILLED, *map(str, flags)]
+    assert subprocess.run(words, env=env, capture_output=True, check=False).returncode == -signal.SIGKILL
+    before = len((tmp_path / "answers.jsonl").read_text().splitlines()) - 1
+    asked: list[int] = []
+
+    def counted(model: GPT, sequences: list, pack_length: int) -> Iterator:
+        asked.append(len(sequences))
+        return score(model, sequences, pack_length)
+
+    monkeypatch.setattr("lit_gpt.harness.score", counted)
+    assert command("evaluate", *flags) == 0
+    whole, found = (json.loads((tmp_path / name).read_text())["results"] for name in ("whole.json", "found.json"))
+    compare(whole, found)
+    total = len((tmp_path / "answers.jsonl").read_text().splitlines()) - 1
+    texts = len({question["question"] for question in QUESTIONS})
+    assert 0 < before < total
+    assert sum(asked) == total - before - texts
+    asked.clear()
+    monkeypatch.setattr("lit_gpt.harness.decode", None)  # nor is anything written anew
+    assert command("evaluate", *flags) == 0
+    assert sum(asked) == 0
+
+
+def test_samples_and_comparison(checkpoint: Path, own_tasks: Path, tmp_path: Path, capsys) -> None:
+    """Every document with what it was asked and got; the difference to another model, document by document."""
+    flags = ["--checkpoint_dir", checkpoint, "--include_path", own_tasks, "--eval_tasks", "[own_choice,own_text]"]
+    for name, precision in (("a", "32-true"), ("b", "bf16-true")):
+        file = tmp_path / f"{name}.json"
+        assert (
+            command("evaluate", *flags, "--precision", precision, "--save_filepath", file, "--log_samples", "true") == 0
+        )
+    rows = [json.loads(line) for line in (tmp_path / "a.samples.jsonl").read_text().splitlines()]
+    assert [row["task"] for row in rows] == ["own_choice"] * 4 + ["own_text"] * 4
+    assert rows[0]["doc"] == QUESTIONS[0]
+    assert len(rows[0]["resps"]) == 3
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert "samples" not in found
+    mean = sum(row["acc"] for row in rows[:4]) / 4
+    assert mean == found["results"]["own_choice"]["acc,none"]
+    capsys.readouterr()
+    assert command("evaluate", *flags, "--precision", "32-true", "--compare", tmp_path / "a.json") == 0
+    out, _ = capsys.readouterr()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if "McNemar" in line]
+    assert [row[:2] for row in table] == [["own_choice", "acc"], ["own_choice", "acc_norm"]]
+    assert all(row[4] == "+0.0000" and row[8] == "the same" for row in table)
+
+
+def test_quantised_model_is_the_one_that_generates(checkpoint: Path, own_tasks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    flags = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--include_path", own_tasks]
+    flags += ["--eval_tasks", "own_text", "--quantize", "bnb.nf4", "--save_filepath", tmp_path / "found.json"]
+    assert command("evaluate", *flags) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["config"]["model_args"]["quantize"] == "bnb.nf4"
+    model = load_gpt(checkpoint, torch.float32, quantize="bnb.nf4")
+    expected = evaluate_model(model, Tokenizer(checkpoint), ["own_text"], include_path=own_tasks)
+    compare(expected["results"], found["results"])
+    plain = evaluate_model(load_gpt(checkpoint), Tokenizer(checkpoint), ["own_text"], include_path=own_tasks)
+    scores = [x["results"]["own_text"]["bits_per_byte,none"] for x in (plain, found)]
+    assert abs(scores[0] - scores[1]) > 1e-5
 
 
 def test_launcher_works_offline_with_an_empty_home(checkpoint: Path, own_tasks: Path, tmp_path: Path) -> None:
@@ -125,6 +221,11 @@ def test_names_of_2023_and_patterns(own_tasks: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--eval_tasks", "[]"], "--eval_tasks: name at least one task"),
+        (["--log_samples", "true"], "--log_samples: needs --save_filepath"),
+        (["--compare", "no/such.json"], "cannot read no/such.json"),
+        (["--use_cache", "."], "--use_cache: . is a folder"),
+        (["--pack_length", "0"], "--pack_length: must be at least 1"),
+        (["--quantize", "bnb.nf3"], "--quantize: expected {bnb.nf4,"),
         (["--limit", "0"], "--limit: must be"),
         (["--limit", "2.5"], "--limit: must be"),
         (["--batch_size", "0"], "--batch_size: must be at least 1"),

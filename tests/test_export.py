@@ -13,7 +13,7 @@ from test_families import VARIANTS, error
 from lit_gpt import Config, load_gpt
 from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned
 from lit_gpt.files import write_json
-from lit_gpt.methods import LoRA
+from lit_gpt.methods import Adapter, Full, LoRA, Method, file_of
 from lit_gpt.settings import UserError
 
 ALL = {f"lora_{part}": True for part in ("query", "key", "value", "projection", "mlp", "head")}
@@ -30,7 +30,7 @@ def hf_checkpoint(variant: str, folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def trained(folder: Path, method: LoRA, path: Path) -> None:
+def trained(folder: Path, method: Method, path: Path) -> None:
     """A finetuned file with random values, as a run on the model in `folder` would write it."""
     model = load_gpt(folder, torch.float32)
     method.attach(model)
@@ -113,6 +113,32 @@ def test_peft_opens_what_was_trained(variant: str, changes: dict, tmp_path: Path
         expected = ours(idx)
         assert error(model.eval()(idx).logits, expected) <= 1e-5
         assert error(load_gpt(folder, torch.float32)(idx), expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("variant", "method", "message"),
+    [
+        (
+            "llama: multi-head",
+            Adapter(),
+            "--format peft is for LoRA, as PEFT's adaption prompt has one gate for a layer",
+        ),
+        ("llama: multi-head", Full(), "was trained with full; --format peft is for LoRA\n"),
+        (
+            "mixtral: 8x7B",
+            LoRA(**ALL),
+            "adapters of experts are kept differently by every version of PEFT; use --format",
+        ),
+        ("gpt_neox: parallel", LoRA(lora_dora=True), "holds several layers of ours, which DoRA scales one by one"),
+    ],
+)
+def test_what_peft_has_no_form_for(variant: str, method: Method, message: str, tmp_path: Path, capsys) -> None:
+    hf_checkpoint(variant, tmp_path / "model")
+    trained(tmp_path / "model", method, tmp_path / file_of(method.name))
+    flags = ["--checkpoint_dir", tmp_path / "model", "--lora_path", tmp_path, "--output_dir", tmp_path / "out"]
+    capsys.readouterr()
+    assert command("export", *flags, "--format", "peft") == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 
 from lit_gpt import families
 from lit_gpt.config import Config
+from lit_gpt.decode import Sampling, complete, decode
 from lit_gpt.families import join_grouped, split_grouped
 from lit_gpt.files import write_json
 from lit_gpt.hf_weights import state_dict_from_hf
@@ -47,6 +48,32 @@ VARIANTS = {
     "llama: tied": {**LLAMA, "tie_word_embeddings": True},
     "llama: condensed": {**LLAMA, **rope("linear", factor=8.0)},
     "llama: llama3 scaling": {**LLAMA, "num_key_value_heads": 2, **rope("llama3", **LLAMA3)},
+    "llama: dynamic scaling": {**LLAMA, **rope("dynamic", factor=4.0)},
+    "llama: yarn": {**LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=32)},
+    "llama: yarn with all its settings": {
+        **LLAMA,
+        "head_dim": 24,
+        **rope(
+            "yarn",
+            factor=8.0,
+            original_max_position_embeddings=20,
+            beta_fast=4.0,
+            beta_slow=0.5,
+            mscale=0.7,
+            mscale_all_dim=0.3,
+            truncate=False,
+        ),
+    },
+    "llama: longrope": {
+        **LLAMA,
+        "max_position_embeddings": 512,
+        **rope(
+            "longrope",
+            original_max_position_embeddings=64,
+            short_factor=[1.0, 1.1, 1.3, 1.5, 2.0, 3.0],
+            long_factor=[2.0, 3.0, 4.0, 6.0, 8.0, 8.0],
+        ),
+    },
     "gpt_neox: parallel": NEOX,
     "gpt_neox: sequential, full rotary": {
         **NEOX,
@@ -115,6 +142,31 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
+FAMILIES = {settings["model_type"]: variant for variant, settings in reversed(VARIANTS.items())}
+"""The first variant of each architecture."""
+
+
+@pytest.mark.parametrize("variant", FAMILIES.values(), ids=FAMILIES.keys())
+@torch.inference_mode()
+def test_greedy_text_of_200_tokens_is_that_of_transformers(variant: str) -> None:
+    """In one pass over our text: at every place the likeliest next token of theirs is the one that we took."""
+    theirs, ours = pair(variant)
+    prompt = tokens(ours, 1, 5)[0].tolist()
+    (text,) = complete(ours, [prompt], 200)
+    assert len(text) == min(200, ours.config.block_size - 5)
+    logits_TV = theirs(torch.tensor([prompt + text[:-1]])).logits[0, 4:]
+    assert logits_TV.argmax(-1).tolist() == text
+
+
+@pytest.mark.parametrize("variant", ["llama: grouped queries, other rope base", "gpt_neox: parallel"])
+def test_greedy_text_is_that_of_generate(variant: str) -> None:
+    theirs, ours = pair(variant)
+    prompt = tokens(ours, 1, 5)
+    options = {"max_new_tokens": 200, "eos_token_id": -1, "do_sample": False, "repetition_penalty": 1.3}
+    expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)[0, 5:]
+    assert complete(ours, prompt.tolist(), 200, sampling=Sampling(repetition_penalty=1.3)) == [expected.tolist()]
+
+
 @every_variant
 @torch.inference_mode()
 def test_logits_equal_transformers(variant: str) -> None:
@@ -157,11 +209,20 @@ def test_cache_with_rows_of_different_lengths(variant: str) -> None:
     assert error(torch.stack(got, dim=1), torch.stack(alone)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("variant", ["llama: llama3 scaling", "llama: yarn"])
 @torch.inference_mode()
-def test_positions_may_start_anywhere() -> None:
-    theirs, ours = pair("llama: llama3 scaling")
+def test_positions_may_start_anywhere(variant: str) -> None:
+    theirs, ours = pair(variant)
     idx, positions = tokens(ours, 2, 9), torch.arange(9)[None] + torch.tensor([[0], [40]])
     assert error(ours(idx, positions_BT=positions), theirs(idx, position_ids=positions).logits) <= TOLERANCE
+
+
+def test_beyond_the_original_length_there_are_no_positions() -> None:
+    """LongRoPE would have to turn all tokens otherwise there, earlier ones too: the model's length is the original."""
+    _, ours = pair("llama: longrope")
+    assert (ours.config.block_size, ours.config.ends) == (64, True)
+    with pytest.raises(UserError, match="the prompt has 64 tokens, the model's context is 64"):
+        next(decode(ours, [[1] * 64], 1))
 
 
 # --- config.json of 2022 to 2026 -----------------------------------------------------------------------------------
@@ -271,6 +332,8 @@ def test_config_of_a_classifier_is_that_of_its_base() -> None:
 
 # --- what is refused -----------------------------------------------------------------------------------------------
 
+YARN = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+LONG = {"type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64}
 REFUSED = [
     (
         {"model_type": "mamba"},
@@ -281,9 +344,16 @@ REFUSED = [
     ({**FALCON, "activation": "mish"}, "activation 'mish' is not supported"),
     ({**FALCON, "alibi": True}, "alibi is not supported"),
     ({**FALCON, "apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
-    ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling type 'dynamic' is not supported"),
-    ({**LLAMA, "rope_scaling": "dynamic"}, "rope_scaling type 'dynamic' is not supported"),
-    ({**FALCON, "rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling type 'yarn'"),
+    ({**LLAMA, "rope_scaling": {"type": "strange", "factor": 2.0}}, "rope_scaling type 'strange' is not supported"),
+    ({**LLAMA, "rope_scaling": "strange"}, "rope_scaling type 'strange' is not supported; supported are default, "),
+    ({**FALCON, "rope_parameters": {"rope_type": "proportional"}}, "rope_scaling type 'proportional'"),
+    ({**LLAMA, "rope_scaling": {**YARN, "beta_fast": 1.0, "beta_slow": 2.0}}, "beta_slow must not be above beta_fast"),
+    ({**LLAMA, "rope_scaling": {**YARN, "attention_factor": -1.0}}, "attention_factor must be a positive number"),
+    ({**LLAMA, "rope_scaling": {**YARN, "short_factor": [1.0]}}, "rope_scaling type 'yarn' is not supported"),
+    ({**LLAMA, "rope_scaling": {**LONG, "short_factor": [1.0] * 5}}, "short_factor must have 6 numbers, got 5"),
+    ({**LLAMA, "rope_scaling": {**LONG, "short_factor": [0.0] * 6}}, "short_factor must be a positive number"),
+    ({**LLAMA, "rope_scaling": {**LONG, "short_factor": 1.0}}, "a value is of the wrong type"),
+    ({**LLAMA, "rope_scaling": LONG}, "key 'short_factor' is missing"),
     ({**LLAMA, "rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
     ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported in a llama model"),
     ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantised already; download the original"),

@@ -1,6 +1,7 @@
 """The finetune and generate commands from flags to files, on a small random model."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -283,3 +284,33 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(
     assert (out / "step-000002" / "lit_model_lora_finetuned.pth").is_file()
     assert not (out / "lit_model_lora_finetuned.pth").exists()
     assert [row["step"] for row in csv.DictReader((out / "metrics.csv").open())] == ["1", "2", "3"]
+
+
+def test_a_template_goes_with_the_data_and_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its text is kept, so the file may go; training, generating and chatting have the same prompt."""
+    folder = make_checkpoint(tmp_path / "model", block_size=512)
+    asks = "{% if add_generation_prompt %}A: {% endif %}"
+    text = "{% for m in messages %}{{ m.role[0] | upper }}: {{ m.content }}{{ eos_token }}{% endfor %}" + asks
+    (tmp_path / "mine.jinja").write_text(text)
+    rows = [{"instruction": "Say it.", "output": "the old cat sees the sea"}] * 4
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    flags = ["--checkpoint_dir", folder, "--prompt_style", tmp_path / "mine.jinja", "--test_split_fraction", 0.3]
+    flags += ["--data_file", tmp_path / "rows.json", "--destination_path", tmp_path / "set"]
+    assert command("prepare json", *flags) == 0
+    (tmp_path / "mine.jinja").unlink()
+    flags = ["--checkpoint_dir", folder, "--data_dir", tmp_path / "set", "--out_dir", tmp_path / "out", *FLAGS]
+    flags += ["--eval_prompt", "Say it.", "--max_steps", 40, "--eval_interval", 40]
+    assert command("finetune full", *flags) == 0
+    assert "-> 'the old cat sees the sea'" in capsys.readouterr().out
+    assert json.loads((tmp_path / "set/meta.json").read_text())["prompt_style"] == text
+    assert json.loads((tmp_path / "out/run.json").read_text())["data"]["prompt_style"] == text
+    assert read_finetuned(tmp_path / "out")["prompt_style"] == text
+    common = ["--checkpoint_dir", folder, "--finetuned_path", tmp_path / "out", "--precision", "32-true"]
+    common += ["--temperature", 0]
+    assert command("generate full", *common, "--prompt", "Say it.") == 0
+    assert capsys.readouterr().out.strip() == "the old cat sees the sea"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Say it.\n")))
+    assert command("chat", *common) == 0
+    assert capsys.readouterr().out == "the old cat sees the sea\n"

@@ -11,21 +11,21 @@ FLOORS = [
     {"processes"},
     {"families"},
     {"config", "prompts", "template", "tokenizer"},
-    {"answers", "archive", "flash", "loss", "lean", "ranks"},
+    {"answers", "archive", "flash", "loss", "lean", "ranks", "rope", "weight_only"},
     {"attention"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},
-    {"peft_files"},
-    {"checkpoint", "convert", "data", "decode", "scoring"},
-    {"memory", "optim", "parts", "train", "runlog", "record", "stopping"},
+    {"peft_files", "litgpt_files"},
+    {"checkpoint", "convert", "data", "decode", "streaming", "scoring"},
+    {"speculative", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
-    {"run"},
-    {"generate", "finetune", "merge", "export", "harness", "evaluate"},
+    {"run", "rehearsal"},
+    {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
     {"cli"},
 ]
-LAUNCHERS = ["finetune", "generate", "scripts", "eval"]
+LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 

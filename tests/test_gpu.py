@@ -20,7 +20,10 @@ from lit_gpt.attention import Look, Pack, _Tiles
 from lit_gpt.checkpoint import read_finetuned
 from lit_gpt.data.batches import Layout
 from lit_gpt.data.dataset import TokenDataset
+from lit_gpt.decode import Sampling, complete
 from lit_gpt.methods import METHODS
+from lit_gpt.quantize import dequantized, for_decoding, quantized
+from lit_gpt.scoring import score
 from lit_gpt.train import loss_sum
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -61,6 +64,21 @@ def test_the_kernels_for_a_pack_compute_its_tiles(groups: int, scale: float) -> 
         strict=True,
     ):
         assert apart(a, b) < 1e-2
+
+
+@torch.inference_mode()
+def test_a_tree_is_scored_by_the_kernels(wide: Path) -> None:
+    """Row by row, the tokens known from earlier rows among the keys: as single sequences in float32 on the CPU."""
+    draw = np.random.default_rng(0)
+    ids = [tuple(draw.integers(0, 3, draw.integers(4, 200)).tolist()) for _ in range(40)]
+    asked = [(one, len(one) // 2) for one in ids]
+    plain, model = load_gpt(wide, torch.float32), load_gpt(wide, torch.bfloat16, device=CUDA)
+    for pack_length in (50, 4096):
+        scores = dict(pair for _, known in score(model, asked, pack_length) for pair in known)
+        for i, (one, n) in enumerate(asked):
+            logprobs = plain(torch.tensor([one[:-1]]))[0, -n:].log_softmax(-1)
+            expected = logprobs.gather(1, torch.tensor(one[-n:])[:, None]).sum().item()
+            assert scores[i].logprob == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("quantize", [None, "bnb.nf4", "bnb.nf4-dq", "bnb.int8-training"])
@@ -176,3 +194,39 @@ def test_out_of_memory_is_one_line(data: Path, tmp_path: Path, capsys: pytest.Ca
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
     assert "out of memory" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"sliding_window": 12}, {"positions": "alibi", "n_query_groups": 1}])
+def test_steps_as_a_cuda_graph_give_the_same_text(sizes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of different lengths, against the same steps one by one on the processor."""
+    torch.manual_seed(0)
+    shape = {"block_size": 256, "padded_vocab_size": 96, "n_layer": 2, "n_head": 4, "n_embd": 128}
+    model = GPT(Config("llama", **shape, intermediate_size=96, **sizes)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    prompts = [[5, 6, 7, 8, 9], [1], [30, 2, 51]]
+    expected, replays = complete(model, prompts, 60), []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    model = model.to(CUDA)
+    assert complete(model, prompts, 60) == expected
+    assert len(replays) == 57
+    drawn = Sampling(1.0, top_k=40, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
+    first, second = (
+        complete(model, prompts, 60, sampling=drawn, generator=torch.Generator(CUDA).manual_seed(3)) for _ in range(2)
+    )
+    assert first == second != expected
+    assert len(set(first[0])) > 5
+
+
+@pytest.mark.parametrize("kind", ["bnb.nf4", "bnb.int8", "torch.int8", "torch.int4"])
+def test_quantised_layers_compute_with_their_weights(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = quantized(torch.randn(384, 256), torch.randn(384), kind, torch.bfloat16, CUDA)
+    holder = torch.nn.Module()
+    holder.layer, holder.blocks = layer, []
+    weight = dequantized(layer, torch.float32)
+    for_decoding(holder)
+    for rows in (1, 8, 100):
+        x = torch.randn(rows, 256, device=CUDA).bfloat16()
+        assert apart(holder.layer(x), x.float() @ weight.t() + layer.bias.float()) < 0.01

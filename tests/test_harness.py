@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +17,34 @@ from harness_tasks import OWN_TASKS, QUESTIONS, TEXT, compare
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from lit_gpt import Tokenizer, load_gpt
 from lit_gpt.convert import Convert, convert
+from lit_gpt.decode import decode
 from lit_gpt.harness import LitLM, read_gen_kwargs
+from lit_gpt.model import GPT
 from lit_gpt.settings import UserError
 
 pytestmark = pytest.mark.usefixtures("own_tasks")  # silence
 STANDARD = Path(lm_eval.__file__).parent / "tasks"
 WINDOW = 48
+SIZES: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "max_position_embeddings": WINDOW, "bos_token_id": 0, "eos_token_id": 0}
 
 
 class Pair(NamedTuple):
@@ -156,6 +175,41 @@ def test_edges_of_the_window_equal_the_harness_own_model(pair: Pair) -> None:
     compare(pair.theirs.loglikelihood_rolling(rolling), pair.ours.loglikelihood_rolling(rolling))
 
 
+KINDS = {
+    "window": lambda: MistralForCausalLM(MistralConfig(sliding_window=9, num_key_value_heads=2, **SIZES)),
+    "softcap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(sliding_window=9, head_dim=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **SIZES)
+    ),
+    "alibi": lambda: BloomForCausalLM(
+        BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    ),
+    "learned": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=WINDOW, bos_token_id=0, eos_token_id=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_attention_equals_the_harness_own_model(kind: str, tmp_path: Path) -> None:
+    """Questions with a common beginning and of all lengths, equal ones, and rows shorter than a question."""
+    train_byte_level(tmp_path)
+    torch.manual_seed(0)
+    model = KINDS[kind]().eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if "norm" in name and kind != "softcap" else 0.0, 0.2)
+    model.save_pretrained(tmp_path)
+    convert(Convert(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = HFLM(model, tokenizer=tokenizer, batch_size=3, device="cpu", logits_cache=False, max_length=WINDOW)
+    asked = [(TEXT[:start], answer) for start in (120, 160, 161, 700) for answer in (" The", " The cat.", "s", " sea")]
+    asked = requests("loglikelihood", *asked, *asked[:3], ("", "The old cat"))
+    expected = theirs.loglikelihood(asked)
+    assert len({round(logprob, 3) for logprob, _ in expected}) > 10
+    for pack_length in (7, 1000):
+        ours = LitLM(load_gpt(tmp_path), Tokenizer(tmp_path), max_length=WINDOW, pack_length=pack_length)
+        compare(expected, ours.loglikelihood(asked))
+
+
 def test_greedy_text_and_the_greedy_flag(pair: Pair) -> None:
     """What the model writes when it always takes the likeliest token is flagged as likeliest, any other text is not."""
     kwargs = {"until": [], "max_gen_toks": 8}
@@ -183,6 +237,23 @@ def test_batches_do_not_change_the_numbers(pair: Pair) -> None:
     kwargs = {"until": ["sea"], "max_gen_toks": 12}
     asked = requests("generate_until", *((context, kwargs) for context, _ in arguments))
     assert single.generate_until(asked) == many.generate_until(asked)
+
+
+def test_equal_prompts_are_written_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing is drawn; otherwise each has its own text."""
+    asked: list[int] = []
+
+    def counted(model: GPT, prompts: list, *options: Any) -> Iterator:
+        asked.append(len(prompts))
+        return decode(model, prompts, *options)
+
+    monkeypatch.setattr("lit_gpt.harness.decode", counted)
+    for kwargs, number in (({"do_sample": False}, 2), ({"do_sample": True, "temperature": 5.0}, 6)):
+        asked.clear()
+        arguments = [(text, {"until": ["zz"], "max_gen_toks": 9, **kwargs}) for text in ["The old", "A dog"] * 3]
+        texts = pair.ours.generate_until(requests("generate_until", *arguments))
+        assert sum(asked) == number
+        assert len(set(texts)) == number
 
 
 def test_window_of_the_users_choice(pair: Pair) -> None:

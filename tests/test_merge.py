@@ -260,7 +260,7 @@ REFUSED = {
     "damaged": (cut, r"lit_model_lora_finetuned.pth is damaged or not a file of ours"),
     "another base": (other_base, r"was finetuned from .*, but .* holds other weights \(111111111111\); use that base"),
     "weights of another shape": (other_weights, "does not fit lit_config.json: wte.weight; convert again"),
-    "the base itself": (lambda base, lora, out: (base, lora, base / ".." / base.name), "is the base itself"),
+    "the base itself": (lambda base, lora, out: (base, lora, base / ".." / base.name), "is the model itself"),
     "another model": (other_model, r"--out_dir .* holds another model; choose another folder"),
     "a download": (downloaded_model, r"--out_dir .* holds another model; choose another folder"),
     "a file": (lambda base, lora, out: (base, lora, base / "config.json" / "x"), r"--out_dir .*: cannot write there"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import SENTENCES, train_sentencepiece
+from test_litgpt import litgpt_folder
 
 from lit_gpt import Tokenizer
 from lit_gpt.cli import COMMANDS
@@ -32,7 +33,7 @@ SMALL = {
     "scripts/prepare_alpaca.py": "--data_file alpaca.json",
     "finetune/lora.py": "--max_steps 2 --batch_size 4 --micro_batch_size 2 --eval_iters 1",
     "generate/": "--max_new_tokens 3",
-    "eval/": "--include_path tasks",
+    "eval/lm_eval_harness.py": "--include_path tasks",
 }
 """Start of a command -> what is added for lack of network and time, unless the README says otherwise."""
 
@@ -55,7 +56,7 @@ def small(words: list[str]) -> list[str]:
 
 
 def put_stand_ins(folder: Path) -> None:
-    """What the guide finds on the network or with its user: the model, Alpaca, own rows, the harness's tasks."""
+    """What the guide finds on the network or with its user: models, Alpaca, own rows, the harness's tasks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -63,6 +64,7 @@ def put_stand_ins(folder: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, max_position_embeddings=512))
     model.save_pretrained(folder / "hub" / MODEL)
     train_sentencepiece(folder / "hub" / MODEL)
+    litgpt_folder(folder / "checkpoints/litgpt/pythia-160m", "gpt_neox: parallel", 2025)
     (folder / "alpaca.json").write_text(json.dumps(ROWS))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     with (folder / "rows.csv").open("w") as file:
@@ -80,6 +82,7 @@ def start(script: str, *flags: str) -> tuple[int, str, str]:
     code, out, err = None, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [script, *flags])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What do llamas eat?\n")))
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as left:

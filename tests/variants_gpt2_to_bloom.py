@@ -4,6 +4,16 @@ SIZES = {"vocab_size": 101, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_position
 GPT2 = {**SIZES, "model_type": "gpt2"}
 GPTJ = {**SIZES, "model_type": "gptj", "rotary_dim": 6}
 BIGCODE = {**SIZES, "model_type": "gpt_bigcode"}
+NEO = {
+    "model_type": "gpt_neo",
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "num_layers": 4,
+    "num_heads": 4,
+    "max_position_embeddings": 70,
+    "window_size": 5,
+    "attention_types": [[["global", "local"], 2]],
+}
 OPT = {
     "model_type": "opt",
     "vocab_size": 101,
@@ -25,6 +35,15 @@ VARIANTS = {
     "gptj: whole heads rotated": {**GPTJ, "rotary_dim": 12, "n_inner": 50},
     "gptj: a share that is rounded": {**GPTJ, "n_embd": 196, "rotary_dim": 4, "vocab_size": 97},
     "gptj: tied": {**GPTJ, "tie_word_embeddings": True, "activation_function": "gelu", "layer_norm_epsilon": 1e-3},
+    "gpt_neo: every second layer with a window": NEO,
+    "gpt_neo: other order of layers, own head": {
+        **NEO,
+        "attention_types": [[["local"], 3], [["global"], 1]],
+        "intermediate_size": 100,
+        "activation_function": "gelu",
+        "layer_norm_epsilon": 1e-3,
+        "tie_word_embeddings": False,
+    },
     "opt: 125M": OPT,
     "opt: no bias": {**OPT, "enable_bias": False, "activation_function": "gelu"},
     "opt: norms without weights, own head": {
@@ -69,7 +88,7 @@ def mpt_of_2023(hf: dict) -> dict:
 
 
 OF_2023 = {
-    **dict.fromkeys(("gpt2", "gptj", "opt", "gpt_bigcode"), without_new_keys),
+    **dict.fromkeys(("gpt2", "gptj", "gpt_neo", "opt", "gpt_bigcode"), without_new_keys),
     "mpt": mpt_of_2023,
     "bloom": bloom_of_2022,
 }
@@ -82,6 +101,8 @@ REFUSED = [
     ({**GPTJ, "rotary_dim": None}, "rotary_dim None is not supported: even numbers up to the head's 12 are"),
     ({**GPTJ, "rotary_dim": 5}, "rotary_dim 5 is not supported"),
     ({**GPTJ, "rotary_dim": 14}, "rotary_dim 14 is not supported"),
+    ({**NEO, "num_layers": 5}, "attention_types is for 4 layers, not for 5"),
+    ({**NEO, "attention_types": [[["sparse"], 4]]}, "attention_types 'sparse' is not supported"),
     ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before false is not supported"),
     ({**OPT, "_remove_final_layer_norm": True}, "_remove_final_layer_norm is not supported"),
     ({**OPT, "word_embed_proj_dim": 32}, "word_embed_proj_dim 32 is not supported: only hidden_size, 48"),

@@ -14,6 +14,13 @@ QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 20}
 QWEN3_MOE = {**QWEN3, "model_type": "qwen3_moe", "moe_intermediate_size": 28, "num_experts": 5}
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 32, "hidden_size": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {"max_position_embeddings": 512, "original_max_position_embeddings": 64}
+
+
+def factors(count: int) -> dict[str, list[float]]:
+    """Of the frequencies, below the original length and beyond it, where ours does not go."""
+    return {"short_factor": [1 + 0.3 * i for i in range(count)], "long_factor": [2.0 + i for i in range(count)]}
 
 
 def without(config: dict, *keys: str) -> dict:
@@ -74,6 +81,17 @@ VARIANTS = {
         "rms_norm_eps": 1e-3,
         **rope(10000.0, partial_rotary_factor=0.75),
     },
+    "phi3: 3.5 mini, longrope": {**PHI3, **LONGROPE, **rope(10000.0, rope_type="longrope", **factors(6))},
+    "phi3: 4 mini, longrope, partly rotated": {
+        **PHI3,
+        **LONGROPE,
+        "hidden_size": 64,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        **rope(10000.0, rope_type="longrope", partial_rotary_factor=0.75, **factors(6)),
+    },
+    "qwen2: yarn": {**QWEN2, **rope(1000000.0, **YARN)},
+    "qwen3: yarn, attention factor": {**QWEN3, **rope(1000000.0, **YARN, attention_factor=0.9)},
     "qwen2: 1.5, multi-head": {**QWEN2, "num_key_value_heads": 4, "sliding_window": 3, "max_window_layers": 1},
     "qwen2: 2.5, tied": {**QWEN2, "tie_word_embeddings": True, "num_key_value_heads": 1, **rope(1000000.0)},
     "qwen2: 32 heads by default": {**without(QWEN2, "num_key_value_heads"), **HEADS},
@@ -112,13 +130,14 @@ VARIANTS = {
 EVERY = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
 REFUSED = [
     ({**MISTRAL, "layer_types": EVERY["layer_types"]}, "layer_types is not supported in a mistral model"),
-    ({**MISTRAL, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn' is not supported"),
     ({**MIXTRAL, "hidden_act": "relu2"}, "hidden_act 'relu2' is not supported"),
     ({**PHI, "hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
-    ({**PHI3, "rope_scaling": {"type": "longrope"}}, "rope_scaling type 'longrope' is not supported"),
-    ({**PHI3, "rope_parameters": {"rope_type": "longrope"}}, "rope_scaling type 'longrope' is not supported"),
-    ({**PHI3, "rope_scaling": {"type": "su"}}, "rope_scaling type 'su' is not supported"),
-    ({**QWEN2, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn' is not supported"),
+    ({**PHI3, **LONGROPE, "rope_scaling": {"type": "su"}}, "key 'short_factor' is missing"),
+    ({**PHI3, "rope_scaling": {"type": "su", "short_factor": [1.0] * 6}}, "key 'max_position_embeddings' is missing"),
+    (
+        {**PHI3, "rope_scaling": {"type": "yarn", "short_factor": [1.0] * 6}},
+        "rope_scaling type 'yarn' is not supported",
+    ),
     ({**QWEN2, "layer_types": ["linear_attention", "full_attention"]}, "layer_types ['linear_attention', 'full_att"),
     ({**QWEN2, **WINDOW, **EVERY, "num_hidden_layers": 3}, "layer_types ['full_attention', 'sliding_attention'] is"),
     ({**QWEN3, **EVERY}, "layer_types with sliding_attention is not supported without use_sliding_window"),

@@ -5,14 +5,16 @@ A family file is a translation table, without torch:
 - `MODEL_TYPES`: the `model_type` values of `config.json` that it reads.
 - `fields(hf)`: the dict of a `config.json` -> the fields of `lit_gpt.config.Config`.
 - `WEIGHTS`: name of a tensor in the checkpoint -> its name in `lit_gpt.model.GPT`; `{}` stands for the layer, `[]` for
-  the expert. A `Stored` instead of a name says that the tensor is kept in another way: fused, turned or interleaved.
-  Where exports of different years or sizes name a tensor differently, all its names lead to the same target.
+  the expert or head. A `Stored` instead of a name says that the tensor is kept in another way: fused, turned or
+  interleaved. Where exports of different years or sizes name a tensor differently, all names lead to the same target.
+- `in_files(config)`, where that matters: which of them `transformers` writes into files for this model.
 - `IGNORED`: regular expressions of tensors that old exports carry and that can be computed (masks, rotary tables).
 
 Names, sizes and licences of well-known checkpoints are in `catalogue.py`.
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,12 +51,10 @@ def family(model_type: str) -> ModuleType:
     return known[model_type]
 
 
-_SCALINGS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-"""The kinds of rotary scaling that `lit_gpt.model` knows, and their settings."""
+def in_files(config: "Config") -> list[str]:
+    """The entries of the family's `WEIGHTS` that `transformers` writes where several lead to the same parameter."""
+    module = importlib.import_module(f"{__name__}.{config.family}")
+    return list(module.in_files(config)) if hasattr(module, "in_files") else []
 
 
 def activation(hf: dict[str, Any], key: str, default: str) -> str:
@@ -90,18 +90,50 @@ def rope_fields(hf: dict[str, Any], percentage: float | None = None) -> dict[str
     rope = {**rope, **(hf.get("rope_parameters") or {})}
     if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
         raise UserError(f"rope_parameters for {nested[0]} alone are not supported in a {hf['model_type']} model")
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in _SCALINGS:
-        raise UserError(f"rope_scaling type '{kind}' is not supported; supported are linear and llama3")
-    scaling = {name: float(rope[name]) for name in _SCALINGS[kind]} or None
+    scaling = _scaling(rope, hf)
     share = rope.get("partial_rotary_factor", percentage or hf.get("partial_rotary_factor"))
     if percentage is None and share not in (None, 1):
         raise UserError(f"partial_rotary_factor {share} is not supported in a {hf['model_type']} model")
     return {
         "rope_base": float(rope.get("rope_theta") or hf.get("rotary_emb_base") or hf.get("rope_theta") or 10000),
         "rope_percentage": float(share or 1),
-        "rope_scaling": scaling,
+        **scaling,
     }
+
+
+def _scaling(rope: dict[str, Any], hf: dict[str, Any]) -> dict[str, Any]:
+    """The fields about scaled rotary embeddings, with what `transformers` assumes where a key is missing."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = "longrope" if kind == "su" else kind
+    known = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+    if kind not in known or (kind == "yarn" and "short_factor" in rope):  # the first Phi 3's own, of the same name
+        raise UserError(f"rope_scaling type '{kind}' is not supported; supported are {', '.join(known)}")
+    if kind in ("default", "dynamic"):  # dynamic changes something beyond max_position_embeddings only
+        return {"rope_scaling": None}
+    if kind == "linear":
+        return {"rope_scaling": {"factor": float(rope["factor"])}}
+    if kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        return {"rope_scaling": {name: float(rope[name]) for name in names}}
+    key = "original_max_position_embeddings"
+    original = hf.get(key) or rope.get(key) or hf["max_position_embeddings"]
+    factor = float(rope.get("factor") or hf["max_position_embeddings"] / original)
+    length = rope.get("attention_factor")
+    if kind == "longrope":
+        if length is None:
+            length = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1
+        divisors = [float(value) for value in rope["short_factor"]]
+        # beyond the original length all tokens would have to turn otherwise, earlier ones and those of a cache, too
+        return {"rope_scaling": {"short_factor": divisors, "attention_factor": float(length)}, "block_size": original}
+    if length is None:
+        part, all_parts = rope.get("mscale"), rope.get("mscale_all_dim")
+        both = (part, all_parts) if part and all_parts else (1, 0)
+        length = math.prod(
+            (0.1 * m * math.log(max(factor, 1)) + 1) ** sign for m, sign in zip(both, (1, -1), strict=True)
+        )
+    scaling = {"factor": factor, key: float(original), "attention_factor": float(length)}
+    betas = {"beta_fast": float(rope.get("beta_fast") or 32), "beta_slow": float(rope.get("beta_slow") or 1)}
+    return {"rope_scaling": {**scaling, **betas, "truncate": bool(rope.get("truncate", True))}}
 
 
 @dataclass(frozen=True)

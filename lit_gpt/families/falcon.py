@@ -5,10 +5,13 @@ checkpoint (`model_type` RefinedWebModel for 7B and RefinedWeb for 40B, with key
 2311.16867.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_gpt.families import activation, grouped, rope_fields
 from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lit_gpt.config import Config
 
 MODEL_TYPES = ("falcon", "RefinedWeb", "RefinedWebModel")
 
@@ -93,3 +96,11 @@ def _shape(hf: dict[str, Any], heads: int) -> tuple[int, bool, bool]:
 def _either(hf: dict[str, Any], key: str, old: str) -> int:
     """The value of `key`, or of its name in the first releases."""
     return hf[old] if key not in hf and old in hf else hf[key]
+
+
+def in_files(config: "Config") -> tuple[str, ...]:
+    """See `lit_gpt.families`."""
+    two = config.parallel_residual and not config.shared_norm
+    return (
+        tuple(f"transformer.h.{{}}.{name}.{kind}" for name in ("ln_attn", "ln_mlp") for kind in _KINDS) if two else ()
+    )

@@ -3,9 +3,12 @@
 Sources: arXiv 2204.06745, arXiv 2304.01373; weight names as in `transformers`' GPTNeoXForCausalLM.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_gpt.families import activation, grouped, rope_fields
+
+if TYPE_CHECKING:
+    from lit_gpt.config import Config
 
 MODEL_TYPES = ("gpt_neox",)
 
@@ -59,3 +62,8 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
         "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
         **rope_fields(hf, hf.get("rotary_pct") or hf.get("partial_rotary_factor") or 0.25),
     }
+
+
+def in_files(config: "Config") -> tuple[str, ...]:
+    """See `lit_gpt.families`."""
+    return ("embed_out.weight",)

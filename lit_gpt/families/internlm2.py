@@ -34,7 +34,4 @@ IGNORED = (r"model\.layers\.\d+\.attention\.rotary_emb\.inv_freq",)
 
 def fields(hf: dict[str, Any]) -> dict[str, Any]:
     """The `config.json` of an InternLM 2 checkpoint -> fields of `Config`."""
-    scaling = hf.get("rope_scaling") or {}
-    if scaling.get("type") == "dynamic":
-        scaling = {}  # other than none beyond max_position_embeddings only
-    return llama.fields({**hf, "attention_bias": hf.get("bias", True), "rope_scaling": scaling})
+    return llama.fields({**hf, "attention_bias": hf.get("bias", True)})

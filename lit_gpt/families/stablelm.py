@@ -1,4 +1,4 @@
-"""StableLM 3B 4E1T, StableLM 2 1.6B and StableLM Zephyr: Llama with LayerNorm and partly rotated heads.
+"""StableLM 3B 4E1T, StableLM 2 and StableLM Zephyr: Llama with LayerNorm and partly rotated heads.
 
 Reads the `config.json` of `transformers`' StableLmForCausalLM and that of the first releases, whose code came with the
 checkpoint (`model_type` stablelm_epoch). Sources: the report on StableLM 3B 4E1T (2023), arXiv 2402.17834.
@@ -7,7 +7,6 @@ checkpoint (`model_type` stablelm_epoch). Sources: the report on StableLM 3B 4E1
 from typing import Any
 
 from lit_gpt.families import activation, llama, rope_fields
-from lit_gpt.settings import UserError
 
 MODEL_TYPES = ("stablelm", "stablelm_epoch")
 
@@ -16,19 +15,15 @@ WEIGHTS = {
     "model.norm.bias": "norm.bias",
     "model.layers.{}.input_layernorm.bias": "blocks.{}.norm_1.bias",
     "model.layers.{}.post_attention_layernorm.bias": "blocks.{}.norm_2.bias",
+    "model.layers.{}.self_attn.q_layernorm.norms.[].weight": "blocks.{}.attn.q_norm.[].weight",
+    "model.layers.{}.self_attn.k_layernorm.norms.[].weight": "blocks.{}.attn.k_norm.[].weight",
 }
 
 IGNORED = llama.IGNORED
 
 
 def fields(hf: dict[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a StableLM checkpoint -> fields of `Config`.
-
-    Raises:
-        UserError: queries and keys have norms, another one for every head (StableLM 2 12B).
-    """
-    if hf.get("qk_layernorm"):
-        raise UserError("qk_layernorm is not supported: every head has a norm of its own")
+    """The `config.json` of a StableLM checkpoint -> fields of `Config`."""
     parallel = bool(hf.get("use_parallel_residual", False))
     return {
         "block_size": hf.get("max_position_embeddings") or 4096,
@@ -40,6 +35,7 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
         "n_query_groups": hf.get("num_key_value_heads"),
         "norm": "layer",
         "norm_eps": hf.get("layer_norm_eps") or hf.get("norm_eps") or 1e-5,
+        "qk_norm": "each" if hf.get("qk_layernorm") else None,
         "mlp": "gated",
         "activation": activation(hf, "hidden_act", "silu"),
         "parallel_residual": parallel,

@@ -1,0 +1,488 @@
+"""A conversation with a model, in a terminal or through a pipe."""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lit_gpt.files import read_json, write_json
+from lit_gpt.generate import Quantize
+from lit_gpt.prompts import Conversation, Style, Turn, get_style
+from lit_gpt.settings import UserError, at_least, check_seed, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from lit_gpt.attention import KVCache
+    from lit_gpt.decode import Sampling
+    from lit_gpt.model import GPT
+    from lit_gpt.tokenizer import Tokenizer
+
+
+@dataclass
+class Chat:
+    """With which model, and how."""
+
+    checkpoint_dir: Path
+    """Folder of the converted model."""
+    lora_path: Path | None = None
+    """File that finetune/lora.py wrote, or its folder; unset: the model itself."""
+    adapter_path: Path | None = None
+    """The same of finetune/adapter.py."""
+    adapter_v2_path: Path | None = None
+    """The same of finetune/adapter_v2.py."""
+    finetuned_path: Path | None = None
+    """The same of finetune/full.py."""
+    prompt_style: str | None = None
+    """How the conversation becomes text: alpaca, chatml, …, model, or a template's file (.jinja). Unset: as it was
+    finetuned, or by the model's own chat template, or plain."""
+    system: str | None = None
+    """System prompt: what the model is told before the conversation."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    temperature: float = 0.8
+    """0 always takes the likeliest token; higher is more random."""
+    top_k: int | None = 200
+    """Draw among the k likeliest tokens; null: among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Draw among the tokens that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were in the conversation before become less likely."""
+    precision: Literal["bf16-true", "32-true"] = "bf16-true"
+    """Type of weights and arithmetic."""
+    quantize: Literal[Quantize, "none"] | None = None
+    """Hold the linear layers in 4 or 8 bits; unset: as in training."""
+    seed: int = 1234
+    """Seed of the sampling."""
+
+    @property
+    def finetuned(self) -> Path | None:
+        """What was finetuned, by whatever method; the file itself says which."""
+        return self.lora_path or self.adapter_path or self.adapter_v2_path or self.finetuned_path
+
+    def __post_init__(self) -> None:
+        paths = ("lora_path", "adapter_path", "adapter_v2_path", "finetuned_path")
+        if len(given := [f"--{name}" for name in paths if getattr(self, name)]) > 1:
+            raise UserError(f"{' and '.join(given)}: a model is finetuned by one of them; give one")
+        at_least(1, self, "max_new_tokens")
+        check_seed(self.seed)
+
+
+def chat(settings: Chat) -> None:
+    """Talks with a model; from a pipe, every line is a question, and only the answers go to stdout."""
+    import torch
+
+    from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
+    from lit_gpt.decode import Sampling
+    from lit_gpt.quantize import for_decoding
+    from lit_gpt.tokenizer import Tokenizer
+
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = Sampling(**{name: getattr(settings, name) for name in names})
+    tokenizer, folder = Tokenizer(settings.checkpoint_dir), settings.checkpoint_dir
+    style = style_of(folder, settings.finetuned, settings.prompt_style)
+    if style is None:
+        style = get_style("plain")
+        tell("note: this model has no chat template, so it goes on with the text; --prompt_style names another style")
+    check_system(style, settings.system)
+    device, began = default_device(), time.perf_counter()
+    options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
+    model = load_gpt(folder, DTYPES[settings.precision], **options)
+    for_decoding(model)
+    tell(
+        f"Loaded {folder} in {time.perf_counter() - began:.2f} s; prompt style {style.title}, "
+        f"context {model.config.block_size:,} tokens"
+    )
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    talk = Talk(model, tokenizer, style, sampling, settings.max_new_tokens, generator, settings.system)
+    with contextlib.suppress(_Leave):
+        if sys.stdin.isatty():
+            converse(talk)
+        else:
+            for line in _piped_lines():
+                answer(talk, line)
+
+
+def tell(text: str) -> None:
+    """Says what is not an answer: on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_system(style: Style, system: str | None) -> None:
+    """Raises UserError if the style cannot have this system prompt."""
+    if system is not None and (reason := style.problem((Turn("system", system), Turn("user", "Hello")))):
+        raise UserError(f"no system prompt here: {reason}")
+
+
+@dataclass
+class Spent:
+    """What the last answer took."""
+
+    prompt: int = 0
+    """Tokens of the prompt."""
+    reused: int = 0
+    """Of these, tokens that the cache still had."""
+    new: int = 0
+    """Tokens of the answer."""
+    first: float = 0.0
+    """Seconds to the first token."""
+    seconds: float = 0.0
+
+
+@dataclass
+class Talk:
+    """A conversation with a model.
+
+    The cache of keys and values is kept between the questions: as far as the new prompt begins with the same ids as all
+    that was read and said before, nothing is computed again.
+
+    Attributes:
+        turns: what was said so far, without the system prompt.
+        forgotten: how many of the oldest turns are left out, because they no longer fit into the context.
+    """
+
+    model: "GPT"
+    tokenizer: "Tokenizer"
+    style: Style
+    sampling: "Sampling"
+    max_new_tokens: int
+    generator: "torch.Generator | None" = None
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    forgotten: int = 0
+    spent: Spent = field(default_factory=Spent)
+    _cache: "KVCache | None" = None
+    _ids: list[int] = field(default_factory=list)
+    """What the cache holds."""
+
+    def ask(self, question: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Asks and gives the answer in pieces as it comes; both become part of the conversation.
+
+        An answer that is stopped, by `stopped` or by leaving the iterator, is kept as far as it went.
+
+        Raises:
+            UserError: the question is empty or does not fit into the context.
+        """
+        self.turns.append(Turn("user", question))
+        text = ""
+        try:
+            prompt = self._prompt()
+            stream, began = self.tokenizer.stream_decoder(), time.perf_counter()
+            self.spent = Spent(prompt=len(prompt), reused=self._reusable(prompt))
+            for token in self._decode(prompt):
+                self.spent.new += 1
+                self.spent.seconds = time.perf_counter() - began
+                self.spent.first = self.spent.first or self.spent.seconds
+                if piece := self._begun(text, stream.add(token)):
+                    text += piece
+                    yield piece
+                if stopped():
+                    break
+            if piece := self._begun(text, stream.flush()):
+                text += piece
+                yield piece
+        finally:
+            if text.strip():
+                self.turns.append(Turn("assistant", text.strip()))
+            else:
+                self.turns.pop()
+
+    def _begun(self, before: str, piece: str) -> str:
+        """The piece, without the blanks in front of an answer."""
+        return piece if before else piece.lstrip()
+
+    def _conversation(self) -> Conversation:
+        system = () if self.system is None else (Turn("system", self.system),)
+        return (*system, *self.turns[self.forgotten :])
+
+    def _prompt(self) -> list[int]:
+        """The ids of the conversation; forgets its oldest turns until there is room for an answer."""
+        limit = self.model.config.block_size
+        room = min(self.max_new_tokens, max(limit // 4, 1))
+        before = self.forgotten
+        while len(ids := self.style.encode_prompt(self.tokenizer, self._conversation())) + room > limit:
+            later = (n for n in range(self.forgotten + 1, len(self.turns)) if self.turns[n].role == "user")
+            following = next(later, None)
+            if following is not None:
+                self.forgotten = following
+            elif len(ids) < limit:
+                break
+            else:
+                self.forgotten = before
+                raise UserError(f"this takes {len(ids):,} tokens, the model's context has {limit:,}; shorten it")
+        if self.forgotten > before:
+            tell(f"note: the oldest {self.forgotten} turns no longer fit into the context and are left out")
+        return ids
+
+    def _reusable(self, prompt: list[int]) -> int:
+        """How many tokens of a prompt the cache has; at least one is left to be read."""
+        same = 0
+        for ours, asked in zip(self._ids, prompt[:-1], strict=False):
+            if ours != asked:
+                break
+            same += 1
+        return same
+
+    def _decode(self, prompt: list[int]) -> Iterator[int]:
+        """The tokens of an answer, without the one that ends it."""
+        from lit_gpt.decode import decode
+
+        known, stops = self._reusable(prompt), self.style.stop_ids(self.tokenizer)
+        cache = self._room_for(len(prompt) + self.max_new_tokens)
+        cache.used, self._ids = known, prompt[:known]
+        said: list[int] = []
+        options = (self.max_new_tokens, self.sampling, stops, self.generator, cache)
+        for (token,) in decode(self.model, [prompt], *options):
+            self._ids = prompt + said  # the newest is not in the cache yet
+            said.append(token)
+            yield token
+
+    def _room_for(self, length: int) -> "KVCache":
+        """The cache, with so many slots at least, or as many as the context has."""
+        from lit_gpt.decode import cache_for
+
+        length, old = min(length, self.model.config.block_size), self._cache
+        if old is None or length > old.length:
+            self._cache = cache_for(self.model, 1, max(length, 2 * old.length if old else 0))
+            if old is not None:
+                self._cache.k_LBGSD[..., : old.length, :] = old.k_LBGSD
+                self._cache.v_LBGSD[..., : old.length, :] = old.v_LBGSD
+        return self._cache
+
+    def reset(self) -> None:
+        """Forgets what was said; the system prompt stays."""
+        self.turns, self.forgotten = [], 0
+
+
+# --- in a terminal and through a pipe ----------------------------------------------------------------------------
+
+
+def answer(talk: Talk, line: str, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Does what a line says: a command, or a question whose answer is printed as it comes, until it is `stopped`."""
+    if line.startswith("/"):
+        obey(talk, line)
+    else:
+        for piece in talk.ask(line.strip(), stopped):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def converse(talk: Talk) -> None:
+    """Reads questions from a terminal until the user leaves."""
+    with contextlib.suppress(ImportError):  # without it, there is no editing of the line
+        import readline
+
+        readline.set_completer(_completer)
+        readline.set_completer_delims(" ")
+        readline.parse_and_bind("tab: complete")
+    tell("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves")
+    interrupted = False
+    while True:
+        try:
+            line = _line()
+        except EOFError:
+            tell("")
+            return
+        except KeyboardInterrupt:
+            tell("")
+            if interrupted:
+                raise
+            interrupted = True
+            tell("(Ctrl-C again leaves)")
+            continue
+        interrupted = False
+        if not line.strip():
+            continue
+        try:
+            with _interruptible() as stopped:
+                answer(talk, line, stopped)
+        except UserError as error:
+            tell(f"error: {error}")
+        except KeyboardInterrupt:  # the second, before the model came to a token
+            tell("")
+        if stopped():
+            tell("(stopped)")
+
+
+def _line() -> str:
+    """A line from the terminal, and those that follow one with a backslash at its end."""
+    lines = []
+    while not lines or lines[-1].endswith("\\"):
+        prompt = "> " if not lines else ". "
+        if not sys.stdout.isatty():  # Python would print the prompt there, among the answers
+            print(prompt, end="", file=sys.stderr, flush=True)
+            prompt = ""
+        lines.append(input(prompt))
+    return "\n".join([*(line[:-1] for line in lines[:-1]), lines[-1]])
+
+
+def _piped_lines() -> Iterator[str]:
+    """The lines of stdin that are not empty.
+
+    Raises:
+        UserError: they are not UTF-8.
+    """
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input, line {number}: not UTF-8 ({error.reason}); convert it") from error
+        if text.strip():
+            yield text
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """While it lasts, Ctrl-C only makes what is yielded true; the second one interrupts as ever."""
+    pressed = []
+
+    def press(number: int, frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+class _Leave(Exception):
+    """The user wants to go."""
+
+
+def obey(talk: Talk, line: str) -> None:
+    """Carries out a command.
+
+    Raises:
+        UserError: there is no such command, or it cannot be done.
+    """
+    name, _, rest = line.strip().partition(" ")
+    if name not in COMMANDS:
+        raise UserError(
+            f"no command {name}; {did_you_mean(name, COMMANDS)}/help lists all; a space in front makes it a question"
+        )
+    COMMANDS[name](talk, rest.strip())
+
+
+def _help(talk: Talk, rest: str) -> None:
+    """list the commands"""
+    for name, function in COMMANDS.items():
+        tell(f"{name:9}{function.__doc__}")
+    tell("A backslash at the end of a line continues it on the next.")
+
+
+def _reset(talk: Talk, rest: str) -> None:
+    """begin anew; the system prompt stays"""
+    talk.reset()
+    tell("a new conversation")
+
+
+def _system(talk: Talk, rest: str) -> None:
+    """show the system prompt; with a text, take that; with "", none"""
+    if rest:
+        system = None if rest in ('""', "''") else rest
+        check_system(talk.style, system)
+        talk.system = system
+    tell(f"system prompt: {talk.system}" if talk.system else "no system prompt")
+
+
+def _save(talk: Talk, rest: str) -> None:
+    """FILE: save the conversation, as a row that scripts/prepare_json.py reads"""
+    path = _path(rest)
+    if path.exists() and not _is_conversation(path):
+        raise UserError(f"{path} is there and holds no conversation; choose another name")
+    system = [] if talk.system is None else [Turn("system", talk.system)]
+    write_json(path, {"messages": [{"role": turn.role, "content": turn.text} for turn in (*system, *talk.turns)]})
+    tell(f"{len(talk.turns)} turns saved in {path}")
+
+
+def _load(talk: Talk, rest: str) -> None:
+    """FILE: go on with a saved conversation"""
+    path = _path(rest)
+    turns = read_messages(path)
+    system = turns.pop(0).text if turns and turns[0].role == "system" else None
+    if turns and turns[-1].role == "user":
+        raise UserError(f"{path}: it ends with the user's turn; the last must be the assistant's")
+    conversation = (*([] if system is None else [Turn("system", system)]), *turns, Turn("user", "Hello"))
+    if reason := talk.style.problem(conversation):
+        raise UserError(f"{path}: {reason}")
+    talk.reset()
+    talk.turns, talk.system = turns, system
+    tell(f"{len(turns)} turns loaded from {path}")
+
+
+def _stats(talk: Talk, rest: str) -> None:
+    """tokens, speed and memory of the last answer"""
+    from lit_gpt.runlog import peak_memory_gb
+
+    spent, limit = talk.spent, talk.model.config.block_size
+    later = spent.seconds - spent.first
+    speed = f", then {(spent.new - 1) / later:.2f} tokens/sec" if spent.new > 1 and later > 0 else ""
+    tell(f"context      {spent.prompt + spent.new:,} of {limit:,} tokens, {len(talk.turns)} turns")
+    if talk.forgotten:
+        tell(f"left out     the oldest {talk.forgotten} turns")
+    tell(f"last prompt  {spent.prompt:,} tokens, of which {spent.reused:,} were in the cache")
+    tell(f"last answer  {spent.new:,} tokens; the first after {spent.first:.2f} s{speed}")
+    tell(f"memory used  {peak_memory_gb(talk.model.wte.weight.device):.2f} GB")
+
+
+def _exit(talk: Talk, rest: str) -> None:
+    """leave"""
+    raise _Leave
+
+
+COMMANDS: dict[str, Callable[[Talk, str], None]] = {
+    "/reset": _reset,
+    "/system": _system,
+    "/save": _save,
+    "/load": _load,
+    "/stats": _stats,
+    "/help": _help,
+    "/exit": _exit,
+}
+
+
+def _completer(text: str, state: int) -> str | None:
+    names = [f"{name} " for name in COMMANDS if text and name.startswith(text)]
+    return names[state] if state < len(names) else None
+
+
+def _path(rest: str) -> Path:
+    if not rest:
+        raise UserError("name a file, for example /save talk.json")
+    return Path(rest).expanduser()
+
+
+def read_messages(path: Path) -> list[Turn]:
+    """The turns of a file that `/save` wrote.
+
+    Raises:
+        UserError: it is missing or holds something else.
+    """
+    value = read_json(path)
+    messages = value.get("messages") if isinstance(value, dict) else None
+    keys = ("role", "content")
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and all(isinstance(m.get(key), str) for key in keys) for m in messages
+    ):
+        raise UserError(f'{path}: no conversation; it must hold {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
+    return [Turn(message["role"], message["content"]) for message in messages]
+
+
+def _is_conversation(path: Path) -> bool:
+    try:
+        read_messages(path)
+    except UserError:
+        return False
+    return True
