@@ -79,6 +79,7 @@ def chat(settings: Chat) -> None:
 
     from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
     from lit_gpt.decode import Sampling
+    from lit_gpt.quantize import for_decoding
     from lit_gpt.tokenizer import Tokenizer
 
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
@@ -91,6 +92,7 @@ def chat(settings: Chat) -> None:
     device, began = default_device(), time.perf_counter()
     options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
     model = load_gpt(folder, DTYPES[settings.precision], **options)
+    for_decoding(model)
     tell(
         f"Loaded {folder} in {time.perf_counter() - began:.2f} s; prompt style {style.title}, "
         f"context {model.config.block_size:,} tokens"
@@ -244,13 +246,16 @@ class Talk:
         """Reads tokens, which then are in the cache, and draws the next."""
         import torch
 
+        from lit_gpt.decode import kernels_for
+
         device = self.model.wte.weight.device
         cache = self._room_for(len(self._ids) + len(new))
         cache.used = len(self._ids)  # what lies behind is overwritten
         idx_1T = torch.tensor([new], device=device)
         at_1T = torch.zeros_like(idx_1T, dtype=torch.bool)
         at_1T[0, -1] = True
-        logits_1V = self.model(idx_1T, cache=cache, at_BT=at_1T)
+        with kernels_for(len(new), device):
+            logits_1V = self.model(idx_1T, cache=cache, at_BT=at_1T)
         self._ids += new
         return int(self.sampling.draw(logits_1V, self.generator))
 
