@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lit_gpt.files import read_json, write_json
-from lit_gpt.finetune import Quantize
+from lit_gpt.generate import Quantize
 from lit_gpt.prompts import Conversation, Style, Turn, get_style
 from lit_gpt.settings import UserError, at_least, check_seed, did_you_mean
 

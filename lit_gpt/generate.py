@@ -55,8 +55,8 @@ class Generate:
     """Draw among the tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1: tokens that were in the text before become less likely."""
-    stop: list[str] | None = None
-    """Texts that end the text, and are left out of it."""
+    stop: list[str] | str | None = None
+    """Text, or several, that end the text, and are left out of it."""
     draft_checkpoint_dir: Path | None = None
     """Folder of a smaller model with the same tokenizer that drafts tokens; the text keeps its distribution."""
     draft_tokens: int = 4
@@ -73,6 +73,7 @@ class Generate:
     def __post_init__(self) -> None:
         at_least(1, self, "num_samples", "max_new_tokens", "batch_size", "draft_tokens")
         check_seed(self.seed)
+        self.stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if self.draft_checkpoint_dir and self.compile:
             raise UserError("--compile: is for single tokens, and a draft is judged in one pass; take one of the two")
 
@@ -161,7 +162,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
 
     options = settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
     sampling = Sampling(*options)
-    Until(settings.stop or [])  # refuses an empty one
+    Until(settings.stop)  # refuses an empty one
     tokenizer, config = Tokenizer(settings.checkpoint_dir), Config.from_checkpoint(settings.checkpoint_dir)
     asked = [(settings.prompt, getattr(settings, "input", ""))]
     if settings.prompts_file is not None:
@@ -201,7 +202,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
         lead = asked[0][0] if finetuned is None and settings.prompts_file is None else ""
         show = (lambda part: print(part, end="", flush=True)) if settings.prompts_file is None else None
         streams = [tokenizer.stream_decoder(continues=finetuned is None) for _ in batch]
-        answers = [_Answer(stream.add, stream.flush, Until(settings.stop or [])) for stream in streams]
+        answers = [_Answer(stream.add, stream.flush, Until(settings.stop)) for stream in streams]
         answers[0].begin(lead, show)
         began = time.perf_counter()
         for tokens in rounds([prompts[number] for number, _ in batch]):
