@@ -21,7 +21,7 @@ FLOORS = [
     {"speculative", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"workload", "resume"},
     {"compiling"},
-    {"run"},
+    {"run", "rehearsal"},
     {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
     {"cli"},
 ]
