@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare gsm8k": ("data.published:prepare_gsm8k", "data.prepare:Prepare"),
     "prepare json": ("data.prepare:prepare_json", "data.prepare:PrepareFile"),
     "prepare csv": ("data.prepare:prepare_csv", "data.prepare:PrepareFile"),
+    "prepare mix": ("data.mix:prepare_mix", "data.mix:Mix"),
     "inspect data": ("data.inspection:inspect_data", "data.inspection:Inspect"),
     "finetune lora": ("finetune:finetune", "finetune:Finetune", "methods:LoRA"),
     "finetune full": ("finetune:finetune", "finetune:Finetune", "methods:Full"),

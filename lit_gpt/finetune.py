@@ -86,7 +86,8 @@ class Finetune:
     compile: bool = False
     """Compile the blocks at the start, for packs of one length; says what that costs and when it pays."""
     dry_run: bool = False
-    """Print the plan of the memory, before any weight is loaded, and end."""
+    """Print the plan of the memory, check the data, train on the largest pack and save it for a try, and end with the
+    time that the run will take."""
     eval_interval: int = 100
     """Steps between validations."""
     eval_iters: int = 100
@@ -206,6 +207,7 @@ def take_part(settings: Finetune, method: Method) -> None:
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
     from lit_gpt.ranks import Ranks, shard
     from lit_gpt.record import describe_run
+    from lit_gpt.rehearsal import check_data, rehearse
     from lit_gpt.resume import find, finished
     from lit_gpt.run import Run
     from lit_gpt.tokenizer import Tokenizer
@@ -226,11 +228,17 @@ def take_part(settings: Finetune, method: Method) -> None:
     dtype = DTYPES[settings.precision]
     work.fit(method, dtype, fabric.device)
     if settings.dry_run:
-        return
+        check_data(splits, tokenizer, settings.data_dir)
+        weights = settings.checkpoint_dir / "lit_model.pth"
+        if settings.world > 1 or not weights.is_file():
+            print(
+                f"no step is tried: {f'{weights} is not there' if settings.world == 1 else 'it would take all devices'}"
+            )
+            return
     out = settings.out_dir
-    told, found = {}, None
+    told, found = {}, (False, None)
     with contextlib.ExitStack() as stack:
-        if ranks.leads:  # it alone reads the folder before it alone writes there
+        if ranks.leads and not settings.dry_run:  # it alone reads the folder before it alone writes there
             results_folder(out)
             told = describe_run(settings, method, config, splits, fabric.device)
             busy = f"--out_dir {out}: another run is at work there; wait for it or choose another folder"
@@ -252,6 +260,9 @@ def take_part(settings: Finetune, method: Method) -> None:
             model.noise = settings.neftune_alpha
             if work.divide:
                 shard(model, ranks, fabric.device)
+            if settings.dry_run:
+                rehearse(fabric, settings, method, model.train(), work)
+                return
             Run(fabric, settings, method, model.train(), work, tokenizer, told, start, ranks).go()
         ranks.leave()
 

@@ -79,6 +79,7 @@ def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path,
     shown = capsys.readouterr().out
     assert "weights" in shown
     assert "peak" in shown
+    assert "lit_model.pth is not there" in shown
     assert not (tmp_path / "out").exists()
     assert command("finetune lora", *flags, "--memory_gb", 0.0001) == 2
     assert "does not fit into 0.00 GB" in capsys.readouterr().err

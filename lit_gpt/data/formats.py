@@ -87,6 +87,18 @@ def pair(question: str, answer: str, further: str = "", system: str = "") -> Con
     return (Turn("system", system), *turns) if system else turns
 
 
+def row_of(conversation: Conversation) -> dict[str, Any]:
+    """The simplest row that `take` reads as this conversation."""
+    roles = [turn.role for turn in conversation]
+    if roles == ["assistant"]:
+        return {"text": conversation[0].text}
+    if roles[-2:] == ["user", "assistant"] and len(roles) == 2 + (roles[0] == "system"):
+        question, answer = conversation[-2:]
+        row = {"instruction": question.text, "input": question.input, "output": answer.text}
+        return {"system": conversation[0].text, **row} if roles[0] == "system" else row
+    return {"messages": [{"role": role, "content": text} for role, text, _ in conversation]}
+
+
 def _detected(place: str, row: dict) -> Keys:
     """The keys of the first format that the row has all keys of.
 

@@ -209,7 +209,7 @@ def prepare(settings: Prepare, source: Source) -> None:
         _report(folder, meta, sizes, settings, "unchanged")
         return
     counts = Counts()
-    with _uncollected():
+    with uncollected():
         taken = [_collect(files, source, style, counts) for files in (found.train, found.test)]
         skip = bool(found.origin) if settings.skip_bad_rows is None else settings.skip_bad_rows
         if counts.broken and not skip:
@@ -220,7 +220,7 @@ def prepare(settings: Prepare, source: Source) -> None:
     for split, samples in (("train", train), ("test", test)):
         if not samples:
             raise UserError(
-                f"{found.train[0]}: no rows for the {split} split; left out: {_listed(counts.all()) or 'none'}; "
+                f"{found.train[0]}: no rows for the {split} split; left out: {listed(counts.all()) or 'none'}; "
                 "at least one usable row is needed to learn from and one to test on"
             )
 
@@ -331,7 +331,7 @@ def _collect(files: list[Path], source: Source, style: Style, counts: Counts) ->
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without Python's search for cycles, of which rows and tokens have none: it is a sixth of the time of 52,000."""
     was = gc.isenabled()
     gc.disable()
@@ -463,7 +463,7 @@ def _block_size(settings: Prepare) -> int | None:
         return None
 
 
-def _listed(counts: dict[str, int]) -> str:
+def listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
@@ -478,7 +478,7 @@ def _report(folder: Path, meta: dict[str, Any], sizes: dict[str, int], settings:
         "length": "mean {mean:.0f}, median {p50}, 99 % up to {p99}, longest {max}".format(**lengths),
     }
     if meta["dropped"]:
-        lines["left out"] = _listed(meta["dropped"])
+        lines["left out"] = listed(meta["dropped"])
     if meta["broken_rows"]:
         lines["broken"] = f"{one_line(meta['broken_rows'][0])}; all in {folder / SKIPPED}"
     if cut["rows"]:
