@@ -145,6 +145,12 @@ def test_templates_and_maps(folder: Path) -> None:
     assert found == [{"instruction": "2+2", "input": "", "output": "4"}]
 
 
+def test_rows_in_a_data_sets_own_form(folder: Path) -> None:
+    write(folder / "g.jsonl", [{"question": "2 + 2?", "answer": "2+2=<<2+2=4>>4\n#### 4"}])
+    found, _ = mixed("sources: [{data_file: g.jsonl, format: gsm8k}]\n")
+    assert found == [{"instruction": "2 + 2?", "input": "", "output": "2+2=4\n#### 4"}]
+
+
 @pytest.mark.parametrize(("duplicates", "left"), [("keep", 6), ("exact", 4), ("near", 2)])
 def test_duplicates(folder: Path, duplicates: str, left: int) -> None:
     if duplicates == "near":
@@ -283,7 +289,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "list": ("sources: []\ndecontaminate: [5]", "decontaminate cannot be '[5]'; expected a list of texts"),
     "tag": ("seed: !!python/object/apply:os.getpid []\nsources: []", "mix.yaml:1: seed cannot be read"),
     "file": ("sources: [{name: x}]", "sources[0]: no data_file and no repo_id; name one"),
-    "both": ("sources: [{data_file: a.jsonl, map: output=x, template: {output: x}}]", "map and template exclude"),
+    "both": (
+        "sources: [{data_file: a.jsonl, map: output=x, template: {output: x}}]",
+        "map, template and format exclude each other",
+    ),
     "template": ("sources: [{data_file: a.jsonl, template: {answer: x}}]", "template has answer; it takes instruction"),
     "half": (
         "sources: [{data_file: a.jsonl, weight: 1}, {data_file: b.jsonl}]",

@@ -30,14 +30,16 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
-from lit_gpt.data.encode import uncollected
+from lit_gpt.data.encode import is_text, uncollected
 from lit_gpt.data.formats import LeftOut, parse_map, row_of, take
 from lit_gpt.data.mix_plan import Part, Plan, read_plan
 from lit_gpt.data.overlap import Contamination, minhash, near_earlier
 from lit_gpt.data.prepare import Counts, Prepare, Source, find, listed
+from lit_gpt.data.published import TAKERS
 from lit_gpt.data.readers import BadRow, fingerprint, rows, shown, stem
 from lit_gpt.files import atomic, sealed, sha256, write_json, write_text
 from lit_gpt.prompts import Conversation, problem
@@ -142,8 +144,7 @@ class Held:
         )
         asked = Prepare("", data_file=part.data_file, repo_id=part.repo_id, revision=part.revision)
         found = find(asked, source, folder / source.name)
-        keys = parse_map(part.map) if part.map else None
-        wanted = _filter(part)
+        taker, wanted = _taker(part), _filter(part)
         tally: Counter[str] = Counter()
         left_out: Counter[str] = Counter()
         pending: list[str] = []
@@ -154,7 +155,11 @@ class Held:
                 for place, row in rows(path):
                     tally["read"] += 1
                     try:
-                        conversation = _taken(place, row, keys, part.template)
+                        if isinstance(row, BadRow):
+                            raise row
+                        conversation = taker(place, row)
+                        if not is_text(conversation) and (reason := problem(conversation)):
+                            raise BadRow(f"{place}: {reason}")
                         text = "\n".join(
                             f"{turn.text}\n{turn.input}" if turn.input else turn.text for turn in conversation
                         )
@@ -255,25 +260,23 @@ def choose(plan: Plan, numbers: list["np.ndarray"], place: Path) -> tuple[list[i
 # --- one row -----------------------------------------------------------------------------------------------------
 
 
-def _taken(place: str, row: Any, keys: dict[str, str] | None, template: dict[str, str] | None) -> Conversation:
-    """The conversation of a row, by its keys, or by texts that are filled in with them."""
-    if isinstance(row, BadRow):
-        raise row
-    if template and isinstance(row, dict):
+def _taker(part: Part) -> Callable[[str, Any], Conversation]:
+    """What reads a row of a source: as a data set's own, by its keys, or by texts that are filled in with them."""
+    if part.format:
+        return TAKERS[part.format]
+    if not part.template:
+        return partial(take, keys=parse_map(part.map) if part.map else None)
 
+    def fill(place: str, row: Any) -> Conversation:
         def value(found: re.Match) -> str:
-            if not isinstance(row.get(found[1]), str):
-                raise BadRow(
-                    f"{place}: no text '{found[1]}', which template asks for, among {shown(', '.join(map(str, row)))}"
-                )
+            if not isinstance(row, dict) or not isinstance(row.get(found[1]), str):
+                raise BadRow(f"{place}: no text '{found[1]}', which template asks for, in {shown(row)}")
             return row[found[1]]
 
-        row = {name: re.sub(r"\{(\w+)\}", value, text) for name, text in template.items()}
-        keys = {name: name for name in row}
-    conversation = take(place, row, keys)
-    if (len(conversation) > 1 or conversation[0].role != "assistant") and (reason := problem(conversation)):
-        raise BadRow(f"{place}: {reason}")
-    return conversation
+        filled = {name: re.sub(r"\{(\w+)\}", value, text) for name, text in part.template.items()}
+        return take(place, filled, {name: name for name in filled})
+
+    return fill
 
 
 def _filter(part: Part) -> Callable[[str], str | None]:

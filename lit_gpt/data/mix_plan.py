@@ -21,6 +21,8 @@ class Part:
     repo_id: str | None = None
     revision: str | None = None
     name: str | None = None
+    format: Literal["alpaca_libre", "gsm8k", "oasst1"] | None = None
+    """Rows as this data set has them."""
     map: str | None = None
     template: dict[str, str] | None = None
     """Field -> text with {keys} of the row."""
@@ -76,8 +78,8 @@ def read_plan(path: Path) -> Plan:
         where = f"{path}: sources[{number}]"
         if not (part.data_file or part.repo_id):
             raise UserError(f"{where}: no data_file and no repo_id; name one")
-        if part.map and part.template:
-            raise UserError(f"{where}: map and template exclude each other; take one of them out")
+        if sum(bool(given) for given in (part.map, part.template, part.format)) > 1:
+            raise UserError(f"{where}: map, template and format exclude each other; keep one of them")
         if (part.weight is None) != (plan.sources[0].weight is None):
             raise UserError(f"{where}: give a weight to every source, or to none")
         if any(number is not None and number <= 0 for number in (part.weight, part.cap, plan.rows)):
