@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_gpt.prompts import Conversation, Style, get_style
@@ -73,22 +74,27 @@ def tokenise(
     """Tokenises conversations in chunks. Too long ones are shortened, or left out and counted in `dropped`."""
     import numpy as np
 
-    def tokenised(first: int) -> list[tuple[list[int], list[bool]]]:
-        return encode(rows[first : first + CHUNK], style, tokenizer)
+    def tokenised(first: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = encode(rows[first : first + CHUNK], style, tokenizer)
+        ends = np.cumsum([len(ids) for ids, _ in found])
+        # one array for all and views of it: making two small ones for every row takes longer than filling them
+        flat = np.fromiter(chain.from_iterable(ids for ids, _ in found), np.int32, ends[-1])
+        on = np.fromiter(chain.from_iterable(marks for _, marks in found), bool, ends[-1])
+        return [(flat[a:b], on[a:b]) for a, b in pairwise([0, *ends.tolist()])]
 
-    def keep(row: Conversation, ids: list[int], marks: list[bool]) -> None:
+    def keep(row: Conversation, ids: np.ndarray, marks: np.ndarray) -> None:
         cut = limit is not None and len(ids) > limit
         if cut and not settings.truncate:
             dropped[f"longer than {limit} tokens"] += 1
             return
         if cut:
-            ids, marks = shortened(ids, marks, limit)
-            if not any(marks):
+            ids, marks = map(np.array, shortened(ids.tolist(), marks.tolist(), limit))
+            if not marks.any():
                 dropped[f"prompt longer than {limit} tokens"] += 1
                 return
-        supervised = np.array(marks) if settings.mask_inputs else np.ones(len(ids), dtype=bool)
+        supervised = marks if settings.mask_inputs else np.ones(len(ids), dtype=bool)
         supervised[0] = False
-        encoded.append(Encoded(row, np.array(ids, dtype=np.int32), supervised, cut))
+        encoded.append(Encoded(row, ids, supervised, cut))
 
     limit, encoded, starts = settings.max_seq_length, [], range(0, len(rows), CHUNK)
     pool = ThreadPoolExecutor(2)  # the library's threads work on one chunk while we lay out another
