@@ -71,7 +71,7 @@ run() {
     for name in "$@"; do
         case $name in
             tests) timeout 200 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$out/gpu-tests.txt" || true ;;
-            full) part full 200 --systems ours --steps "${FULL_STEPS:-157}" ;;
+            full) part full 200 --systems ours-compile --steps "${FULL_STEPS:-157}" ;;
             compare) part compare 360 --steps "${STEPS:-6}" --skip 1 \
                 --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt ;;
             decode) decode 200 ;;

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lit_gpt.files import read_json, write_json
-from lit_gpt.finetune import Quantize
+from lit_gpt.generate import Quantize
 from lit_gpt.prompts import Conversation, Style, Turn, get_style
 from lit_gpt.settings import UserError, at_least, check_seed, did_you_mean
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from lit_gpt.decode import Sampling
     from lit_gpt.model import GPT
     from lit_gpt.tokenizer import Tokenizer
-
-SLOTS = 1024
-"""Tokens for which the cache has room at first; it doubles when it is full."""
 
 
 @dataclass
@@ -53,6 +50,10 @@ class Chat:
     """Draw among the k likeliest tokens; null: among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Draw among the tokens that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were in the conversation before become less likely."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
     quantize: Literal[Quantize, "none"] | None = None
@@ -79,9 +80,11 @@ def chat(settings: Chat) -> None:
 
     from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
     from lit_gpt.decode import Sampling
+    from lit_gpt.quantize import for_decoding
     from lit_gpt.tokenizer import Tokenizer
 
-    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = Sampling(**{name: getattr(settings, name) for name in names})
     tokenizer, folder = Tokenizer(settings.checkpoint_dir), settings.checkpoint_dir
     style = style_of(folder, settings.finetuned, settings.prompt_style)
     if style is None:
@@ -91,6 +94,7 @@ def chat(settings: Chat) -> None:
     device, began = default_device(), time.perf_counter()
     options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
     model = load_gpt(folder, DTYPES[settings.precision], **options)
+    for_decoding(model)
     tell(
         f"Loaded {folder} in {time.perf_counter() - began:.2f} s; prompt style {style.title}, "
         f"context {model.config.block_size:,} tokens"
@@ -227,46 +231,28 @@ class Talk:
 
     def _decode(self, prompt: list[int]) -> Iterator[int]:
         """The tokens of an answer, without the one that ends it."""
-        import torch
+        from lit_gpt.decode import decode
 
-        limit, stops = self.model.config.block_size, self.style.stop_ids(self.tokenizer)
-        new = prompt[self._reusable(prompt) :]
-        self._ids = prompt[: len(prompt) - len(new)]
-        for _ in range(min(self.max_new_tokens, limit - len(prompt))):
-            with torch.inference_mode():
-                token = self._read(new)
-            if token in stops:
-                return
+        known, stops = self._reusable(prompt), self.style.stop_ids(self.tokenizer)
+        cache = self._room_for(len(prompt) + self.max_new_tokens)
+        cache.used, self._ids = known, prompt[:known]
+        said: list[int] = []
+        options = (self.max_new_tokens, self.sampling, stops, self.generator, cache)
+        for (token,) in decode(self.model, [prompt], *options):
+            self._ids = prompt + said  # the newest is not in the cache yet
+            said.append(token)
             yield token
-            new = [token]
-
-    def _read(self, new: list[int]) -> int:
-        """Reads tokens, which then are in the cache, and draws the next."""
-        import torch
-
-        device = self.model.wte.weight.device
-        cache = self._room_for(len(self._ids) + len(new))
-        cache.used = len(self._ids)  # what lies behind is overwritten
-        idx_1T = torch.tensor([new], device=device)
-        at_1T = torch.zeros_like(idx_1T, dtype=torch.bool)
-        at_1T[0, -1] = True
-        logits_1V = self.model(idx_1T, cache=cache, at_BT=at_1T)
-        self._ids += new
-        return int(self.sampling.draw(logits_1V, self.generator))
 
     def _room_for(self, length: int) -> "KVCache":
-        """The cache, with so many slots at least."""
-        from lit_gpt.attention import KVCache
+        """The cache, with so many slots at least, or as many as the context has."""
+        from lit_gpt.decode import cache_for
 
-        old = self._cache
-        slots = 0 if old is None else old.k_LBGSD.size(-2)
-        if length > slots:
-            weight, config = self.model.wte.weight, self.model.config
-            slots = min(max(2 * slots, length, SLOTS), config.block_size)
-            self._cache = KVCache(config, 1, slots, weight.device, weight.dtype)
+        length, old = min(length, self.model.config.block_size), self._cache
+        if old is None or length > old.length:
+            self._cache = cache_for(self.model, 1, max(length, 2 * old.length if old else 0))
             if old is not None:
-                self._cache.k_LBGSD[..., : old.k_LBGSD.size(-2), :] = old.k_LBGSD
-                self._cache.v_LBGSD[..., : old.v_LBGSD.size(-2), :] = old.v_LBGSD
+                self._cache.k_LBGSD[..., : old.length, :] = old.k_LBGSD
+                self._cache.v_LBGSD[..., : old.length, :] = old.v_LBGSD
         return self._cache
 
     def reset(self) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from lit_gpt.families import ACTIVATIONS, catalogue, family, litgpt
 from lit_gpt.files import read_json, read_sealed
 from lit_gpt.settings import UserError
 
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12
+MAX_SIZE, MAX_LAYERS, MOST = 1 << 24, 1 << 12, 1e30
 """No model comes near these: a larger number is damage, and building such a model would not end."""
 KINDS = {
     "norm": ("layer", "plain", "rms", "rms+1"),
@@ -165,15 +164,18 @@ class Config:
     def _check_rope(self) -> None:
         numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_base", "rope_percentage", *POSITIVE)}
         numbers = {name: value for name, value in numbers.items() if value is not None or name not in POSITIVE}
-        scaling = dict(self.rope_scaling or {"factor": 1})
-        if set(scaling) not in SCALINGS.values():
+        scaling = self.rope_scaling or {"factor": 1}
+        if not isinstance(scaling, dict) or set(scaling) not in SCALINGS.values():
             kinds = "; ".join(f"{kind}: {', '.join(sorted(keys))}" for kind, keys in SCALINGS.items())
-            raise UserError(f"rope_scaling has the keys {', '.join(map(str, scaling)):.200}; known are {kinds}")
+            raise UserError(f"rope_scaling is {scaling!r:.200}; known are these kinds and keys: {kinds}")
+        scaling = dict(scaling)
         if not isinstance(scaling.pop("truncate", True), bool):
             raise UserError("truncate must be true or false")
         divisors = scaling.pop("short_factor", [])
+        if not isinstance(divisors, list):
+            raise UserError(f"short_factor must be a list, got {divisors!r:.80}")
         for name, value in [*numbers.items(), *scaling.items(), *(("short_factor", value) for value in divisors)]:
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if type(value) not in (int, float) or not 0 < value < MOST:
                 raise UserError(f"{name} must be a positive number, got {value!r:.80}")
         rotated = int(self.head_size * self.rope_percentage)
         if rotated + rotated % 2 > self.head_size:  # channels are rotated in pairs

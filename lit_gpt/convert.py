@@ -97,10 +97,11 @@ def convert_litgpt(settings: ConvertLitgpt) -> None:
 
     prove_file(path := folder / "lit_model.pth", f"expected the weights of the model of {described}")
     shards = [one_shard(path)]
-    pair = [(shards[0], name) for name in ("lm_head.weight", "transformer.wte.weight")]
-    if (original is None or original.tie_embeddings) and all(name in shards[0].open() for _, name in pair):
-        config.tie_embeddings = same_values(*pair)  # litgpt always stores both
     layout = check(shards, config, getattr(torch, settings.dtype) if settings.dtype else None, described)
+    pair = [(shards[0], name) for name in ("lm_head.weight", "transformer.wte.weight")]
+    if (original is None or original.tie_embeddings) and same_values(*pair):  # litgpt always stores both
+        config.tie_embeddings = True
+        del layout["lm_head.weight"]
     about: dict[str, Any] = {"litgpt": str(folder), "source": _hub_name(folder)}
     final = config
     if original is not None:
@@ -112,7 +113,8 @@ def convert_litgpt(settings: ConvertLitgpt) -> None:
             )
     results_folder(out)
     with contextlib.ExitStack() as files:  # they take their names together
-        copy_small_files(folder, out, original is not None and original.tie_embeddings > config.tie_embeddings, files)
+        untied = original is not None and original.tie_embeddings and not config.tie_embeddings
+        copy_small_files(folder, out, untied, files)
         summary = write_checkpoint(out, final, layout, read(shards, config), about)
     _finish(summary, started, out)
 

@@ -136,7 +136,7 @@ class Rows:
         sampling: Sampling,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Reads the prompts, all in one pass, equal ones once, and draws the first token of each row."""
+        """Reads what the cache lacks of the prompts, in one pass, equal ones once, and draws the first tokens."""
         self.model, self.cache, self.sampling, self.generator = model, cache, sampling, generator
         device = model.wte.weight.device
         lengths = [len(prompt) for prompt in prompts]
@@ -215,16 +215,20 @@ class Rows:
 
 
 def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Fills an empty cache with the prompts, in one pass, and gives the logits after each of them, (B, V)."""
+    """Fills a cache with the prompts, in one pass, and gives the logits after each of them, (B, V).
+
+    The first `cache.used` tokens of all prompts are in it already, if it is for as many different prompts.
+    """
     device = model.wte.weight.device
     different = list(dict.fromkeys(map(tuple, prompts)))
-    lengths = torch.tensor([len(prompt) for prompt in different])
-    longest = int(lengths.max())
-    idx_BT = torch.zeros(len(different), longest, dtype=torch.int64)
-    for row, prompt in enumerate(different):
-        idx_BT[row, : len(prompt)] = torch.tensor(prompt)
-    at_BT = torch.arange(longest) == lengths[:, None] - 1
+    longest = max(map(len, different))
     own = cache if len(different) == len(prompts) else cache.sibling(len(different), longest)
+    unread = [prompt[own.used :] for prompt in different]
+    lengths = torch.tensor([len(prompt) for prompt in unread])
+    idx_BT = torch.zeros(len(unread), longest - own.used, dtype=torch.int64)
+    for row, prompt in enumerate(unread):
+        idx_BT[row, : len(prompt)] = torch.tensor(prompt)
+    at_BT = torch.arange(idx_BT.size(1)) == lengths[:, None] - 1
     with kernels_for(idx_BT.numel(), device):
         logits_BV = model(idx_BT.to(device), cache=own, at_BT=at_BT.to(device))
     if own is cache:
@@ -242,6 +246,7 @@ def decode(
     sampling: Sampling | None = None,
     stop_ids: Sequence[int] = (),
     generator: torch.Generator | None = None,
+    cache: KVCache | None = None,
 ) -> Iterator[list[int | None]]:
     """Continues all prompts as one batch; yields, per round, the next token of each prompt.
 
@@ -250,17 +255,17 @@ def decode(
 
     Args:
         prompts: token ids, not empty; lengths may differ.
+        cache: for these prompts, with room for `max_new_tokens`; its first `used` slots hold the beginnings of all of
+            them, but not one as a whole. None: a new one.
 
     Raises:
         UserError: a prompt is empty or fills the model's context.
     """
-    lengths, limit = check_prompts(model, prompts), model.config.block_size
-    slots = min(max(lengths) + max_new_tokens, limit)
+    limit, weight = model.config.block_size, model.wte.weight
+    lengths = check_prompts(prompts, limit)
     rounds = min(max_new_tokens, limit - min(lengths))
-    weight = model.wte.weight
-    if weight.is_cuda:  # its attention kernels like multiples of 8, and a text does not end there
-        slots = -(-slots // 64) * 64
-    cache = KVCache(model.config, len(prompts), slots, weight.device, weight.dtype)
+    if cache is None:
+        cache = cache_for(model, len(prompts), max(lengths) + max_new_tokens)
     rows, arriving = Rows(model, cache, prompts, sampling or Sampling(), generator), deque()
     ahead = 1 if weight.is_cuda else 0  # the GPU computes the next token while the host looks at the last
     open_rows = set(range(len(prompts)))
@@ -279,13 +284,22 @@ def decode(
         yield [token if row in open_rows else None for row, token in enumerate(tokens)]
 
 
-def check_prompts(model: GPT, prompts: Sequence[Sequence[int]]) -> list[int]:
-    """The prompts' lengths in tokens.
+def cache_for(model: GPT, rows: int, length: int) -> KVCache:
+    """A cache for so many rows of so many tokens, at most the model's context."""
+    weight = model.wte.weight
+    slots = min(length, model.config.block_size)
+    if weight.is_cuda:  # its attention kernels like multiples of 8, and a text does not end there
+        slots = -(-slots // 64) * 64
+    return KVCache(model.config, rows, slots, weight.device, weight.dtype)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """The prompts' lengths in tokens; `limit` is the model's context.
 
     Raises:
         UserError: a prompt is empty or fills the model's context.
     """
-    lengths, limit = [len(prompt) for prompt in prompts], model.config.block_size
+    lengths = [len(prompt) for prompt in prompts]
     if min(lengths) == 0:
         raise UserError("the prompt is empty; give the model at least one token to start from")
     if max(lengths) >= limit:

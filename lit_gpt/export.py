@@ -58,6 +58,12 @@ def export(settings: Export) -> None:
     folder, out = settings.checkpoint_dir, settings.output_dir
     if out.resolve() == folder.resolve():
         raise UserError(f"--output_dir {out} is the model itself (--checkpoint_dir); choose another folder")
+    if Config.from_checkpoint(folder).family == "litgpt":
+        origin = read_json(folder / "lit_config.json").get("litgpt")
+        raise UserError(
+            f"{folder} does not say which architecture of the hub it is; put the original model's config.json into "
+            f"{origin} and convert it again (scripts/convert_litgpt_checkpoint.py)"
+        )
     results_folder(out)
     if settings.format == "peft":
         write_peft(folder, settings.lora_path, out)

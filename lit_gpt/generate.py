@@ -1,13 +1,30 @@
-"""Text for a prompt, from a base model or from one that was finetuned."""
+"""Text for a prompt, or for many, from a base model or from one that was finetuned."""
 
+import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lit_gpt.finetune import Quantize
-from lit_gpt.settings import at_least, check_seed
+from lit_gpt.settings import UserError, at_least, check_seed
+
+if TYPE_CHECKING:
+    from lit_gpt.streaming import Until
+    from lit_gpt.tokenizer import Tokenizer
+
+Quantize = Literal[
+    "bnb.nf4",
+    "bnb.nf4-dq",
+    "bnb.fp4",
+    "bnb.fp4-dq",
+    "bnb.int8-training",
+    "bnb.int8",
+    "torch.int8",
+    "torch.int4",
+]
+"""Those of training, and those for use only; see `lit_gpt.quantize`."""
 
 
 @dataclass
@@ -18,8 +35,14 @@ class Generate:
     """Folder of the converted model."""
     prompt: str = "Hello, my name is"
     """Text to continue."""
+    prompts_file: Path | None = None
+    """Continue all of these instead: one a line, or for a .jsonl file {"prompt": ...} a line; prints JSON lines."""
+    truncate_prompt: Literal["left"] | None = None
+    """A prompt that leaves no room for --max_new_tokens in the model's context loses its beginning; null: refused."""
     num_samples: int = 1
-    """Number of texts."""
+    """Texts for each prompt."""
+    batch_size: int = 8
+    """Texts that are made together."""
     max_new_tokens: int = 50
     """Longest text in tokens; it ends earlier at the model's end-of-text token."""
     temperature: float = 0.8
@@ -28,16 +51,30 @@ class Generate:
     """Draw among the k likeliest tokens; null: among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Draw among the tokens that are at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were in the text before become less likely."""
+    stop: list[str] | None = None
+    """Texts that end the text, and are left out of it."""
+    draft_checkpoint_dir: Path | None = None
+    """Folder of a smaller model with the same tokenizer that drafts tokens; the text keeps its distribution."""
+    draft_tokens: int = 4
+    """Tokens that it drafts at a time."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
     quantize: Literal[Quantize, "none"] | None = None
     """Hold the linear layers in 4 or 8 bits; unset: as in training."""
+    compile: bool = False
+    """Compile the step of a single token: takes half a minute, and pays for many tokens."""
     seed: int = 1234
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_samples", "max_new_tokens")
+        at_least(1, self, "num_samples", "max_new_tokens", "batch_size", "draft_tokens")
         check_seed(self.seed)
+        if self.draft_checkpoint_dir and self.compile:
+            raise UserError("--compile: is for single tokens, and a draft is judged in one pass; take one of the two")
 
 
 @dataclass
@@ -113,34 +150,157 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     import torch
 
     from lit_gpt.checkpoint import DTYPES, default_device, load_gpt, style_of
+    from lit_gpt.config import Config
     from lit_gpt.decode import Sampling, decode
     from lit_gpt.prompts import Turn, get_style
+    from lit_gpt.quantize import for_decoding
     from lit_gpt.runlog import peak_memory_gb
+    from lit_gpt.speculative import decode_with_draft
+    from lit_gpt.streaming import Until
     from lit_gpt.tokenizer import Tokenizer
 
-    sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
-    tokenizer = Tokenizer(settings.checkpoint_dir)
+    options = settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
+    sampling = Sampling(*options)
+    Until(settings.stop or [])  # refuses an empty one
+    tokenizer, config = Tokenizer(settings.checkpoint_dir), Config.from_checkpoint(settings.checkpoint_dir)
+    asked = [(settings.prompt, getattr(settings, "input", ""))]
+    if settings.prompts_file is not None:
+        asked = list(_read_prompts(settings.prompts_file))
     if finetuned is None:
-        prompt, stops = tokenizer.encode(settings.prompt), [tokenizer.eos_id]
+        prompts, stops = tokenizer.encode_batch([text for text, _ in asked]), [tokenizer.eos_id]
     else:
         style = style_of(settings.checkpoint_dir, finetuned) or get_style("plain")
-        prompt = style.encode_prompt(tokenizer, (Turn("user", settings.prompt, settings.input),))
+        prompts = [style.encode_prompt(tokenizer, (Turn("user", *pair),)) for pair in asked]
         stops = style.stop_ids(tokenizer)
-    device, began = default_device(), time.perf_counter()
-    dtype = DTYPES[settings.precision]
+    prompts = _fitting(prompts, settings, config.block_size, tokenizer)
+    if settings.draft_checkpoint_dir and Tokenizer(settings.draft_checkpoint_dir).hash != tokenizer.hash:
+        raise UserError(f"--draft_checkpoint_dir {settings.draft_checkpoint_dir}: its tokenizer is another one")
+    device, began, dtype = default_device(), time.perf_counter(), DTYPES[settings.precision]
     options = {"finetuned": finetuned, "merge": True, "quantize": settings.quantize, "device": device}
     model = load_gpt(settings.checkpoint_dir, dtype, **options)
+    for_decoding(model)
+    draft = settings.draft_checkpoint_dir and load_gpt(settings.draft_checkpoint_dir, dtype, device=device)
+    if draft:
+        for_decoding(draft)
+    if settings.compile:
+        model.compile_steps()
     print(f"Loaded {settings.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
     generator = torch.Generator(device).manual_seed(settings.seed)
-    for sample in range(settings.num_samples):
-        began, count, stream = time.perf_counter(), 0, tokenizer.stream_decoder(continues=finetuned is None)
-        if finetuned is None:
-            print(settings.prompt, end="")
-        for (token,) in decode(model, [prompt], settings.max_new_tokens, sampling, stops, generator):
-            print(stream.add(token), end="", flush=True)
-            count += 1
-        print(stream.flush(), flush=True)
-        seconds = time.perf_counter() - began
-        note = f"Time for inference {sample + 1}: {seconds:.2f} s total, {count / seconds:.2f} tokens/sec"
-        print(note, file=sys.stderr)
+
+    def rounds(batch: list[list[int]]) -> Iterator[list[int | None]]:
+        if draft:
+            ahead = settings.draft_tokens
+            rest = settings.max_new_tokens, sampling, stops, generator, ahead
+            return decode_with_draft(model, draft, *batch, *rest)
+        return decode(model, batch, settings.max_new_tokens, sampling, stops, generator)
+
+    texts = [(number, sample) for number in range(len(prompts)) for sample in range(settings.num_samples)]
+    size = 1 if draft else settings.batch_size
+    for start in range(0, len(texts), size):
+        batch = texts[start : start + size]
+        lead = asked[0][0] if finetuned is None and settings.prompts_file is None else ""
+        show = (lambda part: print(part, end="", flush=True)) if settings.prompts_file is None else None
+        streams = [tokenizer.stream_decoder(continues=finetuned is None) for _ in batch]
+        answers = [_Answer(stream.add, stream.flush, Until(settings.stop or [])) for stream in streams]
+        answers[0].begin(lead, show)
+        began = time.perf_counter()
+        for tokens in rounds([prompts[number] for number, _ in batch]):
+            for answer, token in zip(answers, tokens, strict=True):
+                answer.add(token, began)
+            if all(answer.seconds is not None for answer in answers):
+                break
+        for place, (answer, (number, sample)) in enumerate(zip(answers, batch, strict=True), start):
+            answer.end(began)
+            if show is None:
+                row = {"prompt": asked[number][0], "sample": sample + 1, "text": answer.text}
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+            elif answer is answers[0]:
+                print(flush=True)
+            else:
+                print(lead + answer.text, flush=True)
+            speed = answer.count / answer.seconds
+            note = f"Time for inference {place + 1}: {answer.seconds:.2f} s total, {speed:.2f} tokens/sec"
+            print(note, file=sys.stderr)
     print(f"Memory used: {peak_memory_gb(device):.2f} GB", file=sys.stderr)
+
+
+class _Answer:
+    """One text on its way, and how long it took."""
+
+    def __init__(self, decode: Callable[[int], str], flush: Callable[[], str], until: "Until") -> None:
+        self._decode, self._flush, self._until = decode, flush, until
+        self._show: Callable[[str], None] | None = None
+        self.text, self.count, self.seconds = "", 0, None
+
+    def begin(self, lead: str, show: Callable[[str], None] | None) -> None:
+        """Shows this one while it is made."""
+        self._show = show
+        if show and lead:
+            show(lead)
+
+    def add(self, token: int | None, began: float) -> None:
+        """The next token; None: there are no more."""
+        if self.seconds is not None:
+            return
+        if token is None:
+            self.end(began)
+            return
+        self.count += 1
+        self._put(self._until.add(self._decode(token)))
+        if self._until.done:
+            self.end(began)
+
+    def end(self, began: float) -> None:
+        """No more will come."""
+        if self.seconds is None:
+            self._put(self._until.add(self._flush()) + self._until.flush())
+            self.seconds = time.perf_counter() - began
+
+    def _put(self, part: str) -> None:
+        self.text += part
+        if self._show:
+            self._show(part)
+
+
+def _fitting(prompts: list[list[int]], settings: Generate, limit: int, tokenizer: "Tokenizer") -> list[list[int]]:
+    """The prompts, with --truncate_prompt the ends of those that are too long; BOS stays."""
+    from lit_gpt.decode import check_prompts
+
+    if settings.truncate_prompt:
+        head = 1 if tokenizer.use_bos else 0
+        room = max(limit - settings.max_new_tokens, head + 1)
+        prompts = [p if len(p) <= room else p[:head] + p[head + len(p) - room :] for p in prompts]
+    check_prompts(prompts, limit)
+    return prompts
+
+
+def _read_prompts(path: Path) -> Iterator[tuple[str, str]]:
+    """Prompts and inputs of a file.
+
+    Raises:
+        UserError: it is missing or empty, or a line is not what it should be.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts_file {path}: cannot read it ({error.strerror}); check the path") from error
+    if not lines:
+        raise UserError(f"--prompts_file {path}: it is empty; write one prompt a line")
+    for number, line in enumerate(lines, 1):
+        place = f"{path}:{number}"
+        try:
+            text = line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: not UTF-8 text; save it as UTF-8") from error
+        row = {"prompt": text}
+        if path.suffix == ".jsonl":
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f'{place}: not JSON ({error}); write {{"prompt": "..."}} a line') from error
+        values = [row.get("prompt"), row.get("input", "")] if isinstance(row, dict) else [None]
+        if not all(isinstance(value, str) for value in values):
+            raise UserError(f'{place}: no text "prompt" in it; write {{"prompt": "..."}} a line')
+        if not values[0].strip():
+            raise UserError(f"{place}: the prompt is empty; take the line out")
+        yield values[0], values[1]

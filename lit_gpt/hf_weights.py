@@ -178,7 +178,8 @@ def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard,
         return
     advice = f"is it this checkpoint's own {described}, or is the file damaged?"
     if len(wanted) == 2 and tuple(tensor.shape[1:]) == wanted[1:] and not re.search(r"\.\d+\.", name):
-        advice = f"if tokens were added, set vocab_size to {tensor.shape[0]} in config.json"
+        key = "vocab_size" if described == "config.json" else "padded_vocab_size"
+        advice = f"if tokens were added, set {key} to {tensor.shape[0]} in {described}"
     raise UserError(f"{shard.name}: {name} is {tuple(tensor.shape)}, by {described} it is {wanted}; {advice}")
 
 

@@ -63,7 +63,7 @@ def read_litgpt(path: Path, state: dict[str, Tensor], config: Config) -> dict[st
         rows = [len(model.get_parameter(name)) for name in here.names]
         adapted = [settings[f"lora_{part}"] for part in ("query", "key", "value")] if len(layers) == 3 else [True]
         sizes, r = [size * on for size, on in zip(rows, adapted, strict=True)], B.size(1)
-        if len(B) != sum(sizes) or A.shape != (r * sum(adapted), model.get_parameter(here.names[0]).shape[1]):
+        if not r or len(B) != sum(sizes) or A.shape != (r * sum(adapted), model.get_parameter(here.names[0]).shape[1]):
             raise UserError(
                 f"{path}: A and B of {module} are {tuple(A.shape)} and {tuple(B.shape)}, which fits neither the model "
                 f"nor which of queries, keys and values hyperparameters.yaml says are adapted"

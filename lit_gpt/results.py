@@ -34,6 +34,12 @@ class Score(NamedTuple):
     value: float
     error: float | None
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of a score between 0 and 1: where it lies with a confidence of 95 %."""
+        reach = BETWEEN_95 * (self.error or 0)
+        return max(0.0, self.value - reach), min(1.0, self.value + reach)
+
     def __str__(self) -> str:
         return f"{self.value:.4f}" + ("" if self.error is None else f" ± {self.error:.4f}")
 
@@ -128,9 +134,9 @@ class Difference(NamedTuple):
 def difference(before: Results, after: Results, measure: Measure) -> Difference:
     """How much a measure differs, by the documents that both models answered where they are known.
 
-    Of paired documents the differences count, which are fewer than the errors of both scores say; McNemar's exact test
-    for right and wrong, the normal distribution of the mean for other values, which wants some 30 documents. Unpaired: z
-    of the two standard errors.
+    Of paired documents the differences count, whose error is less than the errors of both scores say; McNemar's exact
+    test for right and wrong, the normal distribution of the mean for other values, which wants some 30 documents.
+    Unpaired: z of the two standard errors.
     """
     old, new = (side.samples.get(measure, {}) for side in (before, after))
     a, b = before.scores[measure], after.scores[measure]
@@ -265,16 +271,20 @@ def draw(runs: dict[str, Results], measures: list[Measure], path: Path) -> None:
     for number, (name, run) in enumerate(runs.items()):
         there = [(row, run.scores[measure]) for row, measure in enumerate(measures) if measure in run.scores]
         rows = [row + (number - (len(runs) - 1) / 2) * 0.8 / len(runs) for row, _ in there]
-        values, errors = [score.value for _, score in there], [BETWEEN_95 * (score.error or 0) for _, score in there]
+        values = [score.value for _, score in there]
+        ends = [score.interval for _, score in there]
+        errors = [[v - low for v, (low, _) in zip(values, ends, strict=True)]]
+        errors += [[high - v for v, (_, high) in zip(values, ends, strict=True)]]
         whiskers = {"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2.5, "capthick": 0.9}
         axes.barh(rows, values, 0.74 / len(runs), xerr=errors, color=COLOURS[number], label=name, error_kw=whiskers)
-        for row, value, error in zip(rows, values, errors, strict=True):
-            axes.annotate(f"{value:.3f}", (value + error, row), (5, 0), textcoords="offset points", va="center", size=8)
+        for row, value, (_, high) in zip(rows, values, ends, strict=True):
+            axes.annotate(f"{value:.3f}", (high, row), (5, 0), textcoords="offset points", va="center", size=8)
     axes.set_yticks(range(len(measures)), ["\n".join(_names(measure)) for measure in measures], size=9)
     axes.margins(y=0.02)
     axes.invert_yaxis()
-    highest = max(s.value + BETWEEN_95 * (s.error or 0) for run in runs.values() for s in run.scores_of(measures))
-    axes.set_xlim(0, min(1, 1.12 * highest + 0.05))  # with room for the numbers
+    highest = max(score.interval[1] for run in runs.values() for score in run.scores_of(measures))
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
+    axes.set_xlim(0, 1.1 * highest + 0.03)  # with room for the numbers
     axes.set_xlabel("score, with its 95 % confidence interval", size=9)
     axes.tick_params(length=0)
     axes.tick_params(axis="x", labelsize=8)

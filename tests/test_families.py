@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from lit_gpt import families
 from lit_gpt.config import Config
-from lit_gpt.decode import decode
+from lit_gpt.decode import Sampling, complete, decode
 from lit_gpt.families import join_grouped, split_grouped
 from lit_gpt.files import write_json
 from lit_gpt.hf_weights import state_dict_from_hf
@@ -140,6 +140,31 @@ def tokens(model: GPT, *shape: int) -> torch.Tensor:
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+FAMILIES = {settings["model_type"]: variant for variant, settings in reversed(VARIANTS.items())}
+"""The first variant of each architecture."""
+
+
+@pytest.mark.parametrize("variant", FAMILIES.values(), ids=FAMILIES.keys())
+@torch.inference_mode()
+def test_greedy_text_of_200_tokens_is_that_of_transformers(variant: str) -> None:
+    """In one pass over our text: at every place the likeliest next token of theirs is the one that we took."""
+    theirs, ours = pair(variant)
+    prompt = tokens(ours, 1, 5)[0].tolist()
+    (text,) = complete(ours, [prompt], 200)
+    assert len(text) == min(200, ours.config.block_size - 5)
+    logits_TV = theirs(torch.tensor([prompt + text[:-1]])).logits[0, 4:]
+    assert logits_TV.argmax(-1).tolist() == text
+
+
+@pytest.mark.parametrize("variant", ["llama: grouped queries, other rope base", "gpt_neox: parallel"])
+def test_greedy_text_is_that_of_generate(variant: str) -> None:
+    theirs, ours = pair(variant)
+    prompt = tokens(ours, 1, 5)
+    options = {"max_new_tokens": 200, "eos_token_id": -1, "do_sample": False, "repetition_penalty": 1.3}
+    expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)[0, 5:]
+    assert complete(ours, prompt.tolist(), 200, sampling=Sampling(repetition_penalty=1.3)) == [expected.tolist()]
 
 
 @every_variant

@@ -442,6 +442,8 @@ def test_where_the_result_goes(folder: Path, tmp_path: Path, capsys) -> None:
     converted(folder, tmp_path / "ours")
     converted(folder, tmp_path / "ours")  # its own earlier result
     capsys.readouterr()
+    said = refused(capsys, "export", "--checkpoint_dir", tmp_path / "ours", "--output_dir", tmp_path / "out")
+    assert f"put the original model's config.json into {folder} and convert it again" in said
     said = refused(capsys, "convert litgpt", "--checkpoint_dir", tmp_path / "ours", "--out_dir", tmp_path / "new")
     assert f"no checkpoint of litgpt in {tmp_path / 'ours'}: expected lit_model.pth and model_config.yaml" in said
     assert "no checkpoint of litgpt in" in refused(capsys, "convert litgpt", "--checkpoint_dir", "no", "--out_dir", "x")
@@ -466,6 +468,7 @@ def test_where_the_result_goes(folder: Path, tmp_path: Path, capsys) -> None:
         ({"norm_eps": "small"}, "norm_eps must be a positive number"),
         ({"n_layer": 3}, "missing in"),
         ({"n_layer": 1}, "the model of model_config.yaml has no transformer.h.1."),
+        ({"padded_vocab_size": 96}, "if tokens were added, set padded_vocab_size to 101 in model_config.yaml"),
         ({"n_embd": 24, "head_size": 12}, "by model_config.yaml it is"),
     ],
 )
@@ -524,6 +527,11 @@ UPDATE = {"transformer.h.0.attn.qkv.lora_A": torch.ones(4, 48), "transformer.h.0
         (UPDATE, {"lora_alpha": 4, "lora_key": True}, "are (4, 48) and (96, 2), which fits neither the model nor"),
         (dict([*UPDATE.items()][:1]), {"lora_alpha": 4}, "transformer.h.0.attn.qkv has no A, no B, or no place"),
         ({"transformer.h.7.mlp.fc_1.lora_A": torch.ones(1, 48)}, {"lora_alpha": 4}, "transformer.h.7.mlp.fc_1 has no"),
+        (
+            {key: tensor[:0] if "A" in key else tensor[:, :0] for key, tensor in UPDATE.items()},
+            {"lora_alpha": 4},
+            "fits",
+        ),
         ({"transformer.h.0.lora_A": 3}, {"lora_alpha": 4}, "holds no finetuned weights"),
     ],
 )

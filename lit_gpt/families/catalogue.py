@@ -5,7 +5,9 @@ list of 2023-10-07: base models of certain families.
 """
 
 import difflib
+import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +141,21 @@ def _gpt_neo(layers: int, heads: int, width: int) -> dict[str, Any]:
     }
 
 
+def _gptj(layers: int, heads: int, width: int) -> dict[str, Any]:
+    """A GPT-J of this size."""
+    return {
+        "model_type": "gptj",
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+        "rotary_dim": 64,
+        "vocab_size": 50400,
+        "n_positions": 2048,
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": False,
+    }
+
+
 def _gpt_bigcode(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
     """A GPTBigCode of this size; `other` says what is different from GPT-2."""
     return {**_gpt2(layers, heads, width, **other), "model_type": "gpt_bigcode", "multi_query": True}
@@ -202,15 +219,546 @@ def _phi(layers: int, width: int, share: float) -> dict[str, Any]:
     }
 
 
-def _pythia(size: str) -> tuple[str, str]:
-    """Pythia was trained twice, on the Pile and on the Pile without its duplicates."""
-    return f"EleutherAI/pythia-{size} apache-2.0 allowed", f"EleutherAI/pythia-{size}-deduped apache-2.0 allowed"
+_SHAPES: dict[str, Callable[..., dict[str, Any]]] = {
+    "llama": _llama,
+    "gpt_neox": _gpt_neox,
+    "falcon": _falcon,
+    "gpt2": _gpt2,
+    "gpt_bigcode": _gpt_bigcode,
+    "gpt_neo": _gpt_neo,
+    "gptj": _gptj,
+    "opt": _opt,
+    "bloom": _bloom,
+    "mpt": _mpt,
+    "phi": _phi,
+}
+"""The kinds of models in the table; what is like Llama but for some keys is a Llama with them."""
 
+_NAMED = """
+LLAMA_2       max_position_embeddings=4096 rms_norm_eps=1e-05
+16K           max_sequence_length=16384 rope_scaling.type="linear" rope_scaling.factor=4.0
+CONDENSED     max_sequence_length=16384 rope_scaling.type="linear" rope_scaling.factor=8.0
+CODE          max_position_embeddings=16384 rms_norm_eps=1e-05 rope_theta=1000000
+INCITE        rotary_pct=1.0 use_parallel_residual=false
+CEREBRAS      n_positions=2048 activation_function="gelu"
+GROUPED       new_decoder_architecture=true num_kv_heads=8
+LLAMA_3       vocab_size=128256 num_key_value_heads=8 max_position_embeddings=8192 rms_norm_eps=1e-05
+              rope_theta=500000
+LLAMA_3_1     LLAMA_3 max_position_embeddings=131072 rope_scaling.rope_type="llama3" rope_scaling.factor=8.0
+              rope_scaling.low_freq_factor=1.0 rope_scaling.high_freq_factor=4.0
+              rope_scaling.original_max_position_embeddings=8192
+LLAMA_3_2     LLAMA_3_1 rope_scaling.factor=32.0 tie_word_embeddings=true
+YI            vocab_size=64000 max_position_embeddings=4096 rms_norm_eps=1e-05 rope_theta=5000000
+YI_1_5        YI rms_norm_eps=1e-06
+SMOL          vocab_size=49152 max_position_embeddings=8192 rms_norm_eps=1e-05 rope_theta=100000
+              tie_word_embeddings=true
+MISTRAL       model_type="mistral" num_key_value_heads=8 max_position_embeddings=32768 sliding_window=null
+              rms_norm_eps=1e-05 rope_theta=1000000
+MISTRAL_1     MISTRAL sliding_window=4096 rope_theta=10000
+MIXTRAL       MISTRAL model_type="mixtral" num_local_experts=8 num_experts_per_tok=2
+PHI_3         model_type="phi3" vocab_size=32064 max_position_embeddings=4096 sliding_window=2047 rms_norm_eps=1e-05
+PHI_3_5       PHI_3 max_position_embeddings=131072 original_max_position_embeddings=4096 sliding_window=262144
+PHI_4         PHI_3 vocab_size=100352 num_key_value_heads=10 max_position_embeddings=16384 sliding_window=null
+              rope_theta=250000
+QWEN          model_type="qwen2" vocab_size=151936 max_position_embeddings=32768 use_sliding_window=false
+              rope_theta=1000000
+QWEN_MATH     QWEN max_position_embeddings=4096 rope_theta=10000
+QWEN_3        QWEN model_type="qwen3" num_key_value_heads=8 head_dim=128
+QWEN_3_MOE    QWEN_3 model_type="qwen3_moe" num_key_value_heads=4 num_experts=128 num_experts_per_tok=8
+              norm_topk_prob=true
+BIG           vocab_size=152064
+LONG          max_position_embeddings=131072
+40K           max_position_embeddings=40960
+TIED          tie_word_embeddings=true
+GEMMA         model_type="gemma" head_dim=256 vocab_size=256000 max_position_embeddings=8192
+              hidden_act="gelu_pytorch_tanh" tie_word_embeddings=true
+GEMMA_2       GEMMA model_type="gemma2" sliding_window=4096 query_pre_attn_scalar=256 attn_logit_softcapping=50.0
+              final_logit_softcapping=30.0
+GEMMA_2_27B   GEMMA_2 num_key_value_heads=16 head_dim=128 query_pre_attn_scalar=144
+GEMMA_3       GEMMA model_type="gemma3_text" num_key_value_heads=1 vocab_size=262144 max_position_embeddings=32768
+              sliding_window=512 query_pre_attn_scalar=256 rope_theta=1000000 rope_local_base_freq=10000
+GEMMA_3_LONG  GEMMA_3 vocab_size=262208 max_position_embeddings=131072 sliding_window=1024
+              rope_scaling.rope_type="linear" rope_scaling.factor=8.0
+GEMMA_3_27B   GEMMA_3_LONG num_key_value_heads=16 head_dim=128 query_pre_attn_scalar=168
+STABLELM      model_type="stablelm" max_position_embeddings=4096 layer_norm_eps=1e-05 partial_rotary_factor=0.25
+STABLELM_12B  STABLELM vocab_size=100352 qk_layernorm=true use_parallel_residual=true
+OLMO          model_type="olmo" vocab_size=50304
+OLMO_2        model_type="olmo2" vocab_size=100352 max_position_embeddings=4096 rope_theta=500000
+SMOL_3        model_type="smollm3" num_key_value_heads=4 vocab_size=128256 max_position_embeddings=65536
+              rope_theta=5000000 tie_word_embeddings=true
+INTERNLM      model_type="internlm" vocab_size=103168
+INTERNLM_2    model_type="internlm2" vocab_size=92544 num_key_value_heads=8 max_position_embeddings=32768
+              rms_norm_eps=1e-05 rope_theta=1000000 rope_scaling.type="dynamic" rope_scaling.factor=2.0 bias=false
+"""
+"""Settings with a name: another one that they begin with, keys, and values in JSON; indented lines go on."""
 
-def _bloom_and_z(size: str) -> tuple[str, str]:
-    """BLOOM, and what was tuned from it to follow instructions."""
-    licence = "bigscience-bloom-rail-1.0"
-    return f"bigscience/bloom{size} {licence} allowed", f"bigscience/bloomz{size} {licence} instruct"
+_TABLE = """
+# Llama 2, arXiv 2307.09288
+  6,738,415,616  llama 32 32 4096 11008 LLAMA_2
+    meta-llama/Llama-2-7b-hf                       llama2                     allowed gated
+    meta-llama/Llama-2-7b-chat-hf                  llama2                     instruct gated
+    lmsys/vicuna-7b-v1.5                           llama2                     instruct
+ 13,015,864,320  llama 40 40 5120 13824 LLAMA_2
+    meta-llama/Llama-2-13b-hf                      llama2                     allowed gated
+    meta-llama/Llama-2-13b-chat-hf                 llama2                     instruct gated
+    lmsys/vicuna-13b-v1.5                          llama2                     instruct
+ 68,976,648,192  llama 80 64 8192 28672 LLAMA_2 num_key_value_heads=8
+    meta-llama/Llama-2-70b-hf                      llama2                     allowed gated
+    meta-llama/Llama-2-70b-chat-hf                 llama2                     instruct gated
+    stabilityai/FreeWilly2                         cc-by-nc-4.0               instruct
+    stabilityai/StableBeluga2                      stable-beluga-nc           instruct
+  6,738,415,616  llama 32 32 4096 11008 LLAMA_2 16K
+    lmsys/vicuna-7b-v1.5-16k                       llama2                     instruct
+ 13,015,864,320  llama 40 40 5120 13824 LLAMA_2 16K
+    lmsys/vicuna-13b-v1.5-16k                      llama2                     instruct
+# Llama 1, arXiv 2302.13971; OpenLLaMA; Vicuna and LongChat, arXiv 2306.05685
+  3,426,473,600  llama 26 32 3200 8640
+    openlm-research/open_llama_3b                  apache-2.0                 allowed
+    openlm-research/open_llama_3b_v2               apache-2.0                 allowed
+  6,738,415,616  llama 32 32 4096 11008
+    openlm-research/open_llama_7b                  apache-2.0                 allowed
+    openlm-research/open_llama_7b_v2               apache-2.0                 allowed
+    huggyllama/llama-7b                            llama                      allowed
+    lmsys/vicuna-7b-v1.3                           llama                      instruct
+ 13,015,864,320  llama 40 40 5120 13824
+    openlm-research/open_llama_13b                 apache-2.0                 allowed
+    huggyllama/llama-13b                           llama                      allowed
+    lmsys/vicuna-13b-v1.3                          llama                      instruct
+ 32,528,943,616  llama 60 52 6656 17920
+    huggyllama/llama-30b                           llama                      allowed
+    lmsys/vicuna-33b-v1.3                          llama                      instruct
+ 65,285,660,672  llama 80 64 8192 22016 rms_norm_eps=1e-05
+    huggyllama/llama-65b                           llama                      allowed
+  6,738,415,616  llama 32 32 4096 11008 CONDENSED
+    lmsys/longchat-7b-16k                          llama                      instruct
+ 13,015,864,320  llama 40 40 5120 13824 CONDENSED
+    lmsys/longchat-13b-16k                         llama                      instruct
+# Code Llama, arXiv 2308.12950: those that can fill in the middle know 16 more pieces
+  6,738,546,688  llama 32 32 4096 11008 CODE vocab_size=32016
+    codellama/CodeLlama-7b-hf                      llama2                     base
+    codellama/CodeLlama-7b-Instruct-hf             llama2                     instruct
+ 13,016,028,160  llama 40 40 5120 13824 CODE vocab_size=32016
+    codellama/CodeLlama-13b-hf                     llama2                     base
+    codellama/CodeLlama-13b-Instruct-hf            llama2                     instruct
+  6,738,415,616  llama 32 32 4096 11008 CODE
+    codellama/CodeLlama-7b-Python-hf               llama2                     base
+ 13,015,864,320  llama 40 40 5120 13824 CODE
+    codellama/CodeLlama-13b-Python-hf              llama2                     base
+ 33,743,970,304  llama 48 64 8192 22016 CODE num_key_value_heads=8
+    codellama/CodeLlama-34b-hf                     llama2                     base
+    codellama/CodeLlama-34b-Python-hf              llama2                     base
+    codellama/CodeLlama-34b-Instruct-hf            llama2                     instruct
+# TinyLlama, arXiv 2401.02385
+  1,100,048,384  llama 22 32 2048 5632 num_key_value_heads=4 rms_norm_eps=1e-05
+    TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T apache-2.0                 base
+    TinyLlama/TinyLlama-1.1B-Chat-v1.0             apache-2.0                 instruct
+# Pythia, arXiv 2304.01373, and GPT-NeoX-20B, arXiv 2204.06745
+     14,067,712  gpt_neox 6 4 128 50304
+    EleutherAI/pythia-14m                          apache-2.0                 allowed
+    EleutherAI/pythia-14m-deduped                  apache-2.0                 allowed
+     30,494,720  gpt_neox 6 8 256 50304
+    EleutherAI/pythia-31m                          apache-2.0                 allowed
+    EleutherAI/pythia-31m-deduped                  apache-2.0                 allowed
+     70,426,624  gpt_neox 6 8 512 50304
+    EleutherAI/pythia-70m                          apache-2.0                 allowed
+    EleutherAI/pythia-70m-deduped                  apache-2.0                 allowed
+    162,322,944  gpt_neox 12 12 768 50304
+    EleutherAI/pythia-160m                         apache-2.0                 allowed
+    EleutherAI/pythia-160m-deduped                 apache-2.0                 allowed
+    405,334,016  gpt_neox 24 16 1024 50304
+    EleutherAI/pythia-410m                         apache-2.0                 allowed
+    EleutherAI/pythia-410m-deduped                 apache-2.0                 allowed
+  1,011,781,632  gpt_neox 16 8 2048 50304
+    EleutherAI/pythia-1b                           apache-2.0                 allowed
+    EleutherAI/pythia-1b-deduped                   apache-2.0                 allowed
+  1,414,647,808  gpt_neox 24 16 2048 50304
+    EleutherAI/pythia-1.4b                         apache-2.0                 allowed
+    EleutherAI/pythia-1.4b-deduped                 apache-2.0                 allowed
+  2,775,208,960  gpt_neox 32 32 2560 50304
+    EleutherAI/pythia-2.8b                         apache-2.0                 allowed
+    EleutherAI/pythia-2.8b-deduped                 apache-2.0                 allowed
+  6,857,302,016  gpt_neox 32 32 4096 50432
+    EleutherAI/pythia-6.9b                         apache-2.0                 allowed
+    EleutherAI/pythia-6.9b-deduped                 apache-2.0                 allowed
+ 11,846,072,320  gpt_neox 36 40 5120 50688
+    EleutherAI/pythia-12b                          apache-2.0                 allowed
+    EleutherAI/pythia-12b-deduped                  apache-2.0                 allowed
+ 20,554,567,680  gpt_neox 44 64 6144 50432 hidden_act="gelu_fast"
+    EleutherAI/gpt-neox-20b                        apache-2.0                 allowed
+# RedPajama-INCITE
+  2,775,864,320  gpt_neox 32 32 2560 50432 INCITE
+    togethercomputer/RedPajama-INCITE-Base-3B-v1   apache-2.0                 allowed
+    togethercomputer/RedPajama-INCITE-Chat-3B-v1   apache-2.0                 instruct
+    togethercomputer/RedPajama-INCITE-Instruct-3B-v1 apache-2.0                 instruct
+  6,857,302,016  gpt_neox 32 32 4096 50432 INCITE
+    togethercomputer/RedPajama-INCITE-7B-Base      apache-2.0                 allowed
+    togethercomputer/RedPajama-INCITE-7B-Chat      apache-2.0                 instruct
+    togethercomputer/RedPajama-INCITE-7B-Instruct  apache-2.0                 instruct
+# StableLM alpha. Its authors publish 3,638,525,952 and 7,869,358,080: these count the norms and the output biases
+# once per GPU that a layer was split over (4 and 2)
+  3,637,321,728  gpt_neox 16 32 4096 50688 max_position_embeddings=4096
+    stabilityai/stablelm-base-alpha-3b             cc-by-sa-4.0               base
+    stabilityai/stablelm-tuned-alpha-3b            cc-by-nc-sa-4.0            instruct
+  7,868,755,968  gpt_neox 16 48 6144 50432 max_position_embeddings=4096
+    stabilityai/stablelm-base-alpha-7b             cc-by-sa-4.0               base
+    stabilityai/stablelm-tuned-alpha-7b            cc-by-nc-sa-4.0            instruct
+# Dolly v2: Pythia without the unused rows of the vocabulary
+  2,775,086,080  gpt_neox 32 32 2560 50280
+    databricks/dolly-v2-3b                         mit                        instruct
+  6,856,056,832  gpt_neox 32 32 4096 50280
+    databricks/dolly-v2-7b                         mit                        instruct
+ 11,841,894,400  gpt_neox 36 40 5120 50280
+    databricks/dolly-v2-12b                        mit                        instruct
+# Falcon, arXiv 2311.16867
+  6,921,720,704  falcon 32 71 4544
+    tiiuae/falcon-7b                               apache-2.0                 allowed
+    tiiuae/falcon-7b-instruct                      apache-2.0                 instruct
+ 41,303,293,952  falcon 60 128 8192 GROUPED
+    tiiuae/falcon-40b                              apache-2.0                 allowed
+    tiiuae/falcon-40b-instruct                     apache-2.0                 instruct
+178,557,088,768  falcon 80 232 14848 GROUPED
+    tiiuae/falcon-180B                             falcon-180b                allowed gated
+    tiiuae/falcon-180B-chat                        falcon-180b                instruct gated
+# GPT-2; Cerebras-GPT, arXiv 2304.03208
+    124,439,808  gpt2 12 12 768
+    openai-community/gpt2                          mit                        allowed
+    354,823,168  gpt2 24 16 1024
+    openai-community/gpt2-medium                   mit                        allowed
+    774,030,080  gpt2 36 20 1280
+    openai-community/gpt2-large                    mit                        allowed
+  1,557,611,200  gpt2 48 25 1600
+    openai-community/gpt2-xl                       mit                        allowed
+    111,050,496  gpt2 10 12 768 CEREBRAS
+    cerebras/Cerebras-GPT-111M                     apache-2.0                 allowed
+    255,977,024  gpt2 14 17 1088 CEREBRAS
+    cerebras/Cerebras-GPT-256M                     apache-2.0                 allowed
+    590,310,912  gpt2 18 12 1536 CEREBRAS
+    cerebras/Cerebras-GPT-590M                     apache-2.0                 allowed
+  1,315,723,264  gpt2 24 16 2048 CEREBRAS
+    cerebras/Cerebras-GPT-1.3B                     apache-2.0                 allowed
+  2,651,553,280  gpt2 32 32 2560 CEREBRAS
+    cerebras/Cerebras-GPT-2.7B                     apache-2.0                 allowed
+  6,658,404,352  gpt2 32 32 4096 CEREBRAS
+    cerebras/Cerebras-GPT-6.7B                     apache-2.0                 allowed
+ 12,853,386,240  gpt2 40 40 5120 CEREBRAS
+    cerebras/Cerebras-GPT-13B                      apache-2.0                 allowed
+# GPT-Neo
+    125,198,592  gpt_neo 12 12 768
+    EleutherAI/gpt-neo-125m                        mit                        allowed
+  1,315,575,808  gpt_neo 24 16 2048
+    EleutherAI/gpt-neo-1.3B                        mit                        allowed
+  2,651,307,520  gpt_neo 32 20 2560
+    EleutherAI/gpt-neo-2.7B                        mit                        allowed
+# GPT-J. Its authors publish 6,053,381,344: that counts norms, output biases and a bias of the embedding, which the
+# checkpoint lacks, once for each of the 8 parts that a layer was split into
+  6,050,882,784  gptj 28 16 4096
+    EleutherAI/gpt-j-6b                            apache-2.0                 allowed
+# OPT, arXiv 2205.01068, under a licence for research only
+    125,239,296  opt 12 12 768
+    facebook/opt-125m                              opt-175b                   allowed
+  1,315,758,080  opt 24 32 2048
+    facebook/opt-1.3b                              opt-175b                   allowed
+  2,651,596,800  opt 32 32 2560
+    facebook/opt-2.7b                              opt-175b                   allowed
+  6,658,473,984  opt 32 32 4096
+    facebook/opt-6.7b                              opt-175b                   allowed
+ 12,853,473,280  opt 40 40 5120
+    facebook/opt-13b                               opt-175b                   allowed
+ 29,974,540,288  opt 48 56 7168
+    facebook/opt-30b                               opt-175b                   allowed
+ 65,719,701,504  opt 64 72 9216
+    facebook/opt-66b                               opt-175b                   allowed
+# BLOOM, arXiv 2211.05100, and BLOOMZ, arXiv 2211.01786
+    559,214,592  bloom 24 16 1024
+    bigscience/bloom-560m                          bigscience-bloom-rail-1.0  allowed
+    bigscience/bloomz-560m                         bigscience-bloom-rail-1.0  instruct
+  1,065,314,304  bloom 24 16 1536
+    bigscience/bloom-1b1                           bigscience-bloom-rail-1.0  allowed
+    bigscience/bloomz-1b1                          bigscience-bloom-rail-1.0  instruct
+  1,722,408,960  bloom 24 16 2048
+    bigscience/bloom-1b7                           bigscience-bloom-rail-1.0  allowed
+    bigscience/bloomz-1b7                          bigscience-bloom-rail-1.0  instruct
+  3,002,557,440  bloom 30 32 2560
+    bigscience/bloom-3b                            bigscience-bloom-rail-1.0  allowed
+    bigscience/bloomz-3b                           bigscience-bloom-rail-1.0  instruct
+  7,069,016,064  bloom 30 32 4096
+    bigscience/bloom-7b1                           bigscience-bloom-rail-1.0  allowed
+    bigscience/bloomz-7b1                          bigscience-bloom-rail-1.0  instruct
+176,247,271,424  bloom 70 112 14336
+    bigscience/bloom                               bigscience-bloom-rail-1.0  allowed
+    bigscience/bloomz                              bigscience-bloom-rail-1.0  instruct
+# MPT
+  6,649,286,656  mpt 32 32 4096 2048
+    mosaicml/mpt-7b                                apache-2.0                 allowed
+    mosaicml/mpt-7b-chat                           cc-by-nc-sa-4.0            instruct
+ 29,957,200,896  mpt 48 64 7168 8192
+    mosaicml/mpt-30b                               apache-2.0                 allowed
+    mosaicml/mpt-30b-chat                          cc-by-nc-sa-4.0            instruct
+# StarCoder, arXiv 2305.06161, and SantaCoder, arXiv 2301.03988
+ 15,517,456,384  gpt_bigcode 40 48 6144 vocab_size=49152 n_positions=8192 activation_function="gelu"
+    bigcode/starcoder                              bigcode-openrail-m         base gated
+    bigcode/starcoderbase                          bigcode-openrail-m         base gated
+  1,124,886,528  gpt_bigcode 24 16 2048 vocab_size=49280 n_positions=2048 activation_function="gelu_pytorch_tanh"
+    bigcode/gpt_bigcode-santacoder                 bigcode-openrail-m         base
+# Llama 3, arXiv 2407.21783
+  8,030,261,248  llama 32 32 4096 14336 LLAMA_3
+    meta-llama/Meta-Llama-3-8B                     llama3                     base gated
+    meta-llama/Meta-Llama-3-8B-Instruct            llama3                     instruct gated
+ 70,553,706,496  llama 80 64 8192 28672 LLAMA_3
+    meta-llama/Meta-Llama-3-70B                    llama3                     base gated
+    meta-llama/Meta-Llama-3-70B-Instruct           llama3                     instruct gated
+  8,030,261,248  llama 32 32 4096 14336 LLAMA_3_1
+    meta-llama/Llama-3.1-8B                        llama3.1                   base gated
+    meta-llama/Llama-3.1-8B-Instruct               llama3.1                   instruct gated
+    deepseek-ai/DeepSeek-R1-Distill-Llama-8B       mit                        instruct
+ 70,553,706,496  llama 80 64 8192 28672 LLAMA_3_1
+    meta-llama/Llama-3.1-70B                       llama3.1                   base gated
+    meta-llama/Llama-3.1-70B-Instruct              llama3.1                   instruct gated
+    meta-llama/Llama-3.3-70B-Instruct              llama3.3                   instruct gated
+    deepseek-ai/DeepSeek-R1-Distill-Llama-70B      mit                        instruct
+405,853,388,800  llama 126 128 16384 53248 LLAMA_3_1
+    meta-llama/Llama-3.1-405B                      llama3.1                   base gated
+    meta-llama/Llama-3.1-405B-Instruct             llama3.1                   instruct gated
+  1,235,814,400  llama 16 32 2048 8192 LLAMA_3_2 head_dim=64
+    meta-llama/Llama-3.2-1B                        llama3.2                   base gated
+    meta-llama/Llama-3.2-1B-Instruct               llama3.2                   instruct gated
+  3,212,749,824  llama 28 24 3072 8192 LLAMA_3_2 head_dim=128
+    meta-llama/Llama-3.2-3B                        llama3.2                   base gated
+    meta-llama/Llama-3.2-3B-Instruct               llama3.2                   instruct gated
+# Code Llama 70B: only the base model was trained for long texts
+ 68,976,910,336  llama 80 64 8192 28672 CODE num_key_value_heads=8 vocab_size=32016
+    codellama/CodeLlama-70b-hf                     llama2                     base
+ 68,976,910,336  llama 80 64 8192 28672 LLAMA_2 num_key_value_heads=8 vocab_size=32016
+    codellama/CodeLlama-70b-Python-hf              llama2                     base
+    codellama/CodeLlama-70b-Instruct-hf            llama2                     instruct
+# Yi, arXiv 2403.04652
+  6,061,035,520  llama 32 32 4096 11008 YI num_key_value_heads=4
+    01-ai/Yi-6B                                    apache-2.0                 base
+    01-ai/Yi-6B-Chat                               apache-2.0                 instruct
+ 34,388,917,248  llama 60 56 7168 20480 YI num_key_value_heads=8
+    01-ai/Yi-34B                                   apache-2.0                 base
+    01-ai/Yi-34B-Chat                              apache-2.0                 instruct
+  6,061,035,520  llama 32 32 4096 11008 YI_1_5 num_key_value_heads=4
+    01-ai/Yi-1.5-6B                                apache-2.0                 base
+    01-ai/Yi-1.5-6B-Chat                           apache-2.0                 instruct
+  8,829,407,232  llama 48 32 4096 11008 YI_1_5 num_key_value_heads=4
+    01-ai/Yi-1.5-9B                                apache-2.0                 base
+    01-ai/Yi-1.5-9B-Chat                           apache-2.0                 instruct
+ 34,388,917,248  llama 60 56 7168 20480 YI_1_5 num_key_value_heads=8
+    01-ai/Yi-1.5-34B                               apache-2.0                 base
+    01-ai/Yi-1.5-34B-Chat                          apache-2.0                 instruct
+# SmolLM2, arXiv 2502.02737
+    134,515,008  llama 30 9 576 1536 SMOL num_key_value_heads=3
+    HuggingFaceTB/SmolLM2-135M                     apache-2.0                 base
+    HuggingFaceTB/SmolLM2-135M-Instruct            apache-2.0                 instruct
+    361,821,120  llama 32 15 960 2560 SMOL num_key_value_heads=5
+    HuggingFaceTB/SmolLM2-360M                     apache-2.0                 base
+    HuggingFaceTB/SmolLM2-360M-Instruct            apache-2.0                 instruct
+  1,711,376,384  llama 24 32 2048 8192 SMOL rope_theta=130000
+    HuggingFaceTB/SmolLM2-1.7B                     apache-2.0                 base
+    HuggingFaceTB/SmolLM2-1.7B-Instruct            apache-2.0                 instruct
+# Mistral, arXiv 2310.06825, and Mixtral, arXiv 2401.04088; the challenge ended before any but the first
+  7,241,732,096  llama 32 32 4096 14336 MISTRAL_1
+    mistralai/Mistral-7B-v0.1                      apache-2.0                 allowed gated
+    mistralai/Mistral-7B-Instruct-v0.1             apache-2.0                 instruct gated
+    HuggingFaceH4/zephyr-7b-beta                   mit                        instruct
+  7,241,732,096  llama 32 32 4096 14336 MISTRAL
+    mistralai/Mistral-7B-Instruct-v0.2             apache-2.0                 instruct gated
+  7,248,023,552  llama 32 32 4096 14336 MISTRAL vocab_size=32768
+    mistralai/Mistral-7B-v0.3                      apache-2.0                 base gated
+    mistralai/Mistral-7B-Instruct-v0.3             apache-2.0                 instruct gated
+ 46,702,792,704  llama 32 32 4096 14336 MIXTRAL
+    mistralai/Mixtral-8x7B-v0.1                    apache-2.0                 base gated
+    mistralai/Mixtral-8x7B-Instruct-v0.1           apache-2.0                 instruct gated
+# Phi, arXiv 2306.11644, arXiv 2309.05463, arXiv 2404.14219, arXiv 2412.08905
+  1,418,270,720  phi 24 2048 0.5
+    microsoft/phi-1                                mit                        base
+    microsoft/phi-1_5                              mit                        base
+  2,779,683,840  phi 32 2560 0.4
+    microsoft/phi-2                                mit                        base
+  3,821,079,552  llama 32 32 3072 8192 PHI_3
+    microsoft/Phi-3-mini-4k-instruct               mit                        instruct
+  3,821,079,552  llama 32 32 3072 8192 PHI_3_5
+    microsoft/Phi-3.5-mini-instruct                mit                        instruct
+ 13,960,238,080  llama 40 40 5120 17920 PHI_3 num_key_value_heads=10
+    microsoft/Phi-3-medium-4k-instruct             mit                        instruct
+ 14,659,507,200  llama 40 40 5120 17920 PHI_4
+    microsoft/phi-4                                mit                        instruct
+# Qwen 1.5, 2 and 2.5, arXiv 2407.10671, arXiv 2412.15115
+    463,987,712  llama 24 16 1024 2816 QWEN TIED num_key_value_heads=16
+    Qwen/Qwen1.5-0.5B                              tongyi-qianwen-research    base
+    Qwen/Qwen1.5-0.5B-Chat                         tongyi-qianwen-research    instruct
+  1,836,828,672  llama 24 16 2048 5504 QWEN num_key_value_heads=16
+    Qwen/Qwen1.5-1.8B                              tongyi-qianwen-research    base
+    Qwen/Qwen1.5-1.8B-Chat                         tongyi-qianwen-research    instruct
+  7,721,324,544  llama 32 32 4096 11008 QWEN num_key_value_heads=32
+    Qwen/Qwen1.5-7B                                tongyi-qianwen             base
+    Qwen/Qwen1.5-7B-Chat                           tongyi-qianwen             instruct
+ 14,167,290,880  llama 40 40 5120 13696 QWEN BIG num_key_value_heads=40
+    Qwen/Qwen1.5-14B                               tongyi-qianwen             base
+    Qwen/Qwen1.5-14B-Chat                          tongyi-qianwen             instruct
+    494,032,768  llama 24 14 896 4864 QWEN LONG TIED num_key_value_heads=2
+    Qwen/Qwen2-0.5B                                apache-2.0                 base
+    494,032,768  llama 24 14 896 4864 QWEN TIED num_key_value_heads=2
+    Qwen/Qwen2-0.5B-Instruct                       apache-2.0                 instruct
+    Qwen/Qwen2.5-0.5B                              apache-2.0                 base
+    Qwen/Qwen2.5-0.5B-Instruct                     apache-2.0                 instruct
+    Qwen/Qwen2.5-Coder-0.5B                        apache-2.0                 base
+    Qwen/Qwen2.5-Coder-0.5B-Instruct               apache-2.0                 instruct
+  1,543,714,304  llama 28 12 1536 8960 QWEN LONG TIED num_key_value_heads=2
+    Qwen/Qwen2-1.5B                                apache-2.0                 base
+    Qwen/Qwen2.5-1.5B                              apache-2.0                 base
+  1,543,714,304  llama 28 12 1536 8960 QWEN TIED num_key_value_heads=2
+    Qwen/Qwen2-1.5B-Instruct                       apache-2.0                 instruct
+    Qwen/Qwen2.5-1.5B-Instruct                     apache-2.0                 instruct
+    Qwen/Qwen2.5-Coder-1.5B                        apache-2.0                 base
+    Qwen/Qwen2.5-Coder-1.5B-Instruct               apache-2.0                 instruct
+  1,543,714,304  llama 28 12 1536 8960 QWEN_MATH TIED num_key_value_heads=2
+    Qwen/Qwen2.5-Math-1.5B                         apache-2.0                 base
+    Qwen/Qwen2.5-Math-1.5B-Instruct                apache-2.0                 instruct
+  3,085,938,688  llama 36 16 2048 11008 QWEN TIED num_key_value_heads=2
+    Qwen/Qwen2.5-3B                                qwen-research              base
+    Qwen/Qwen2.5-3B-Instruct                       qwen-research              instruct
+  7,615,616,512  llama 28 28 3584 18944 QWEN LONG BIG num_key_value_heads=4
+    Qwen/Qwen2-7B                                  apache-2.0                 base
+    Qwen/Qwen2.5-7B                                apache-2.0                 base
+  7,615,616,512  llama 28 28 3584 18944 QWEN BIG num_key_value_heads=4
+    Qwen/Qwen2-7B-Instruct                         apache-2.0                 instruct
+    Qwen/Qwen2.5-7B-Instruct                       apache-2.0                 instruct
+    Qwen/Qwen2.5-Coder-7B                          apache-2.0                 base
+    Qwen/Qwen2.5-Coder-7B-Instruct                 apache-2.0                 instruct
+  7,615,616,512  llama 28 28 3584 18944 QWEN_MATH BIG num_key_value_heads=4
+    Qwen/Qwen2.5-Math-7B                           apache-2.0                 base
+    Qwen/Qwen2.5-Math-7B-Instruct                  apache-2.0                 instruct
+  7,615,616,512  llama 28 28 3584 18944 QWEN_MATH LONG BIG num_key_value_heads=4
+    deepseek-ai/DeepSeek-R1-Distill-Qwen-7B        mit                        instruct
+ 14,770,033,664  llama 48 40 5120 13824 QWEN LONG BIG num_key_value_heads=8 rms_norm_eps=1e-05
+    Qwen/Qwen2.5-14B                               apache-2.0                 base
+ 14,770,033,664  llama 48 40 5120 13824 QWEN BIG num_key_value_heads=8
+    Qwen/Qwen2.5-14B-Instruct                      apache-2.0                 instruct
+ 32,763,876,352  llama 64 40 5120 27648 QWEN LONG BIG num_key_value_heads=8 rms_norm_eps=1e-05
+    Qwen/Qwen2.5-32B                               apache-2.0                 base
+ 32,763,876,352  llama 64 40 5120 27648 QWEN BIG num_key_value_heads=8
+    Qwen/Qwen2.5-32B-Instruct                      apache-2.0                 instruct
+ 72,706,203,648  llama 80 64 8192 29568 QWEN LONG BIG num_key_value_heads=8 rms_norm_eps=1e-05
+    Qwen/Qwen2.5-72B                               qwen                       base
+ 72,706,203,648  llama 80 64 8192 29568 QWEN BIG num_key_value_heads=8
+    Qwen/Qwen2-72B-Instruct                        tongyi-qianwen             instruct
+    Qwen/Qwen2.5-72B-Instruct                      qwen                       instruct
+# Qwen 3, arXiv 2505.09388
+    596,049,920  llama 28 16 1024 3072 QWEN_3 TIED
+    Qwen/Qwen3-0.6B-Base                           apache-2.0                 base
+    596,049,920  llama 28 16 1024 3072 QWEN_3 40K TIED
+    Qwen/Qwen3-0.6B                                apache-2.0                 instruct
+  1,720,574,976  llama 28 16 2048 6144 QWEN_3 TIED
+    Qwen/Qwen3-1.7B-Base                           apache-2.0                 base
+  1,720,574,976  llama 28 16 2048 6144 QWEN_3 40K TIED
+    Qwen/Qwen3-1.7B                                apache-2.0                 instruct
+  4,022,468,096  llama 36 32 2560 9728 QWEN_3 TIED
+    Qwen/Qwen3-4B-Base                             apache-2.0                 base
+  4,022,468,096  llama 36 32 2560 9728 QWEN_3 40K TIED
+    Qwen/Qwen3-4B                                  apache-2.0                 instruct
+  8,190,735,360  llama 36 32 4096 12288 QWEN_3
+    Qwen/Qwen3-8B-Base                             apache-2.0                 base
+  8,190,735,360  llama 36 32 4096 12288 QWEN_3 40K
+    Qwen/Qwen3-8B                                  apache-2.0                 instruct
+ 14,768,307,200  llama 40 40 5120 17408 QWEN_3
+    Qwen/Qwen3-14B-Base                            apache-2.0                 base
+ 14,768,307,200  llama 40 40 5120 17408 QWEN_3 40K
+    Qwen/Qwen3-14B                                 apache-2.0                 instruct
+ 32,762,123,264  llama 64 64 5120 25600 QWEN_3 40K
+    Qwen/Qwen3-32B                                 apache-2.0                 instruct
+ 30,532,122,624  llama 48 32 2048 6144 QWEN_3_MOE moe_intermediate_size=768
+    Qwen/Qwen3-30B-A3B-Base                        apache-2.0                 base
+ 30,532,122,624  llama 48 32 2048 6144 QWEN_3_MOE 40K moe_intermediate_size=768
+    Qwen/Qwen3-30B-A3B                             apache-2.0                 instruct
+235,093,634,560  llama 94 64 4096 12288 QWEN_3_MOE 40K moe_intermediate_size=1536
+    Qwen/Qwen3-235B-A22B                           apache-2.0                 instruct
+# Gemma, arXiv 2403.08295
+  2,506,172,416  llama 18 8 2048 16384 GEMMA num_key_value_heads=1
+    google/gemma-2b                                gemma                      base gated
+    google/gemma-2b-it                             gemma                      instruct gated
+    google/gemma-1.1-2b-it                         gemma                      instruct gated
+  8,537,680,896  llama 28 16 3072 24576 GEMMA num_key_value_heads=16
+    google/gemma-7b                                gemma                      base gated
+    google/gemma-7b-it                             gemma                      instruct gated
+    google/gemma-1.1-7b-it                         gemma                      instruct gated
+# Gemma 2, arXiv 2408.00118
+  2,614,341,888  llama 26 8 2304 9216 GEMMA_2 num_key_value_heads=4
+    google/gemma-2-2b                              gemma                      base gated
+    google/gemma-2-2b-it                           gemma                      instruct gated
+  9,241,705,984  llama 42 16 3584 14336 GEMMA_2 num_key_value_heads=8
+    google/gemma-2-9b                              gemma                      base gated
+    google/gemma-2-9b-it                           gemma                      instruct gated
+ 27,227,128,320  llama 46 32 4608 36864 GEMMA_2_27B
+    google/gemma-2-27b                             gemma                      base gated
+    google/gemma-2-27b-it                          gemma                      instruct gated
+# Gemma 3, arXiv 2503.19786: from 4B on the language model in a checkpoint that reads images, too
+    268,098,176  llama 18 4 640 2048 GEMMA_3
+    google/gemma-3-270m                            gemma                      base gated
+    google/gemma-3-270m-it                         gemma                      instruct gated
+    999,885,952  llama 26 4 1152 6912 GEMMA_3
+    google/gemma-3-1b-pt                           gemma                      base gated
+    google/gemma-3-1b-it                           gemma                      instruct gated
+  3,880,263,168  llama 34 8 2560 10240 GEMMA_3_LONG num_key_value_heads=4
+    google/gemma-3-4b-pt                           gemma                      base gated
+    google/gemma-3-4b-it                           gemma                      instruct gated
+ 11,766,034,176  llama 48 16 3840 15360 GEMMA_3_LONG num_key_value_heads=8
+    google/gemma-3-12b-pt                          gemma                      base gated
+    google/gemma-3-12b-it                          gemma                      instruct gated
+ 27,009,346,304  llama 62 32 5376 21504 GEMMA_3_27B
+    google/gemma-3-27b-pt                          gemma                      base gated
+    google/gemma-3-27b-it                          gemma                      instruct gated
+# StableLM 3B and 2, arXiv 2402.17834
+  2,795,443,200  llama 32 32 2560 6912 STABLELM vocab_size=50304
+    stabilityai/stablelm-3b-4e1t                   cc-by-sa-4.0               base
+    stabilityai/stablelm-zephyr-3b                 other                      instruct
+  1,644,515,328  llama 24 32 2048 5632 STABLELM vocab_size=100352 use_qkv_bias=true
+    stabilityai/stablelm-2-1_6b                    other                      base
+    stabilityai/stablelm-2-zephyr-1_6b             other                      instruct
+ 12,143,185,920  llama 40 32 5120 13824 STABLELM_12B num_key_value_heads=8
+    stabilityai/stablelm-2-12b                     other                      base
+    stabilityai/stablelm-2-12b-chat                other                      instruct
+# OLMo, arXiv 2402.00838, and OLMo 2, arXiv 2501.00656
+  1,176,764,416  llama 16 16 2048 8192 OLMO TIED
+    allenai/OLMo-1B-hf                             apache-2.0                 base
+  6,888,095,744  llama 32 32 4096 11008 OLMO
+    allenai/OLMo-7B-hf                             apache-2.0                 base
+    allenai/OLMo-7B-Instruct-hf                    apache-2.0                 instruct
+  6,888,095,744  llama 32 32 4096 11008 OLMO max_position_embeddings=4096 clip_qkv=8.0
+    allenai/OLMo-1.7-7B-hf                         apache-2.0                 base
+    allenai/OLMo-7B-0424-hf                        apache-2.0                 base
+  1,484,916,736  llama 16 16 2048 8192 OLMO_2
+    allenai/OLMo-2-0425-1B                         apache-2.0                 base
+    allenai/OLMo-2-0425-1B-Instruct                apache-2.0                 instruct
+  7,298,617,344  llama 32 32 4096 11008 OLMO_2
+    allenai/OLMo-2-1124-7B                         apache-2.0                 base
+    allenai/OLMo-2-1124-7B-Instruct                apache-2.0                 instruct
+ 13,716,198,400  llama 40 40 5120 13824 OLMO_2
+    allenai/OLMo-2-1124-13B                        apache-2.0                 base
+    allenai/OLMo-2-1124-13B-Instruct               apache-2.0                 instruct
+ 32,234,279,936  llama 64 40 5120 27648 OLMO_2 num_key_value_heads=8
+    allenai/OLMo-2-0325-32B                        apache-2.0                 base
+    allenai/OLMo-2-0325-32B-Instruct               apache-2.0                 instruct
+# SmolLM3
+  3,075,098,624  llama 36 16 2048 11008 SMOL_3
+    HuggingFaceTB/SmolLM3-3B-Base                  apache-2.0                 base
+    HuggingFaceTB/SmolLM3-3B                       apache-2.0                 instruct
+# InternLM and InternLM 2, arXiv 2403.17297
+  7,321,948,160  llama 32 32 4096 11008 INTERNLM bias=true
+    internlm/internlm-7b                           apache-2.0                 allowed
+    internlm/internlm-chat-7b                      apache-2.0                 instruct
+ 20,088,714,240  llama 60 40 5120 13824 INTERNLM bias=false max_position_embeddings=4096
+    internlm/internlm-20b                          apache-2.0                 allowed
+    internlm/internlm-chat-20b                     apache-2.0                 instruct
+  7,737,708,544  llama 32 32 4096 14336 INTERNLM_2
+    internlm/internlm2-7b                          other                      base
+ 19,861,149,696  llama 48 48 6144 16384 INTERNLM_2
+    internlm/internlm2-20b                         other                      base
+"""
+"""Numbers of parameters and shapes: kind, sizes in the order of its function, named settings, keys with values. Below
+each its checkpoints: name on the hub, licence, and base, allowed (by the challenge, as a base) or instruct; then gated.
+"""
 
 
 def _float32(numbers: str) -> list[float]:
@@ -218,83 +766,43 @@ def _float32(numbers: str) -> list[float]:
     return [struct.unpack("f", struct.pack("f", float(number)))[0] for number in numbers.split()]
 
 
-def _size(parameters: int, config: dict[str, Any], *rows: str) -> dict[str, Row]:
-    """Checkpoints of one shape, each as "repo_id licence kind": base, allowed (a base, too) or instruct; then gated."""
-    found = {}
-    for row in rows:
-        repo_id, licence, *kind = row.split()
-        flags = {flag: flag in kind for flag in ("instruct", "allowed", "gated")}
-        found[repo_id] = Row(repo_id, config, parameters, licence, **flags)
+def _merged(words: list[str], named: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Named settings and single keys, of which the later ones count."""
+    found: dict[str, Any] = {}
+    for word in words:
+        place, is_key, value = word.partition("=")
+        key, is_nested, inner = place.partition(".")
+        if is_nested:
+            found[key] = {**found.get(key, {}), inner: json.loads(value)}
+        else:
+            found |= {key: json.loads(value)} if is_key else named[word]
     return found
 
 
-_7B, _13B, _70B = (32, 32, 4096, 11008), (40, 40, 5120, 13824), (80, 64, 8192, 28672)
-_LLAMA_2: dict[str, Any] = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-_16K: dict[str, Any] = {"max_sequence_length": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}
-_CONDENSED: dict[str, Any] = {"max_sequence_length": 16384, "rope_scaling": {"type": "linear", "factor": 8.0}}
-_CODE: dict[str, Any] = {"max_position_embeddings": 16384, "rms_norm_eps": 1e-5, "rope_theta": 1000000}
-_INCITE: dict[str, Any] = {"rotary_pct": 1.0, "use_parallel_residual": False}
-_CEREBRAS: dict[str, Any] = {"n_positions": 2048, "activation_function": "gelu"}
-_GROUPED: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 8}
-_LLAMA_3: dict[str, Any] = {
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000,
-}
-_LLAMA_3_1: dict[str, Any] = {
-    **_LLAMA_3,
-    "max_position_embeddings": 131072,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
-_LLAMA_3_2: dict[str, Any] = {
-    **_LLAMA_3_1,
-    "rope_scaling": {**_LLAMA_3_1["rope_scaling"], "factor": 32.0},
-    "tie_word_embeddings": True,
-}
-_YI: dict[str, Any] = {
-    "vocab_size": 64000,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5000000,
-}
-_YI_1_5: dict[str, Any] = {**_YI, "rms_norm_eps": 1e-6}
-_SMOL: dict[str, Any] = {
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-}
-_MISTRAL: dict[str, Any] = {
-    "model_type": "mistral",
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "sliding_window": None,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000,
-}
-_MISTRAL_1: dict[str, Any] = {**_MISTRAL, "sliding_window": 4096, "rope_theta": 10000}
-_MIXTRAL: dict[str, Any] = {**_MISTRAL, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
-_PHI_3: dict[str, Any] = {
-    "model_type": "phi3",
-    "vocab_size": 32064,
-    "max_position_embeddings": 4096,
-    "sliding_window": 2047,
-    "rms_norm_eps": 1e-5,
-}
-_PHI_3_5: dict[str, Any] = {
-    **_PHI_3,
-    "max_position_embeddings": 131072,
-    "original_max_position_embeddings": 4096,
-    "sliding_window": 262144,
+def _read_named(text: str) -> dict[str, dict[str, Any]]:
+    named: dict[str, dict[str, Any]] = {}
+    for line in text.strip().replace("\n ", " ").splitlines():
+        name, *words = line.split()
+        named[name] = _merged(words, named)
+    return named
+
+
+def _read_table(text: str, named: dict[str, dict[str, Any]]) -> dict[str, Row]:
+    found, parameters, config = {}, 0, {}
+    for line in text.splitlines():
+        first, *words = line.split() or "#"
+        if "," in first:
+            sizes = [json.loads(word) for word in words if word[0].isdigit() and word not in named]
+            config = _SHAPES[words[0]](*sizes, **_merged(words[len(sizes) + 1 :], named))
+            parameters = int(first.replace(",", ""))
+        elif first != "#":
+            flags = {flag: flag in words[1:] for flag in ("instruct", "allowed", "gated")}
+            found[first] = Row(first, config, parameters, words[0], **flags)
+    return found
+
+
+_SETTINGS = _read_named(_NAMED)
+_SETTINGS["PHI_3_5"] |= {
     "rope_scaling": {
         "type": "longrope",
         "short_factor": _float32(
@@ -309,850 +817,4 @@ _PHI_3_5: dict[str, Any] = {
         ),
     },
 }
-_PHI_4: dict[str, Any] = {
-    **_PHI_3,
-    "vocab_size": 100352,
-    "num_key_value_heads": 10,
-    "max_position_embeddings": 16384,
-    "sliding_window": None,
-    "rope_theta": 250000,
-}
-_QWEN: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "rope_theta": 1000000,
-}
-_QWEN_MATH: dict[str, Any] = {**_QWEN, "max_position_embeddings": 4096, "rope_theta": 10000}
-_QWEN_3: dict[str, Any] = {**_QWEN, "model_type": "qwen3", "num_key_value_heads": 8, "head_dim": 128}
-_QWEN_3_MOE: dict[str, Any] = {
-    **_QWEN_3,
-    "model_type": "qwen3_moe",
-    "num_key_value_heads": 4,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "norm_topk_prob": True,
-}
-_BIG: dict[str, Any] = {"vocab_size": 152064}
-_LONG: dict[str, Any] = {"max_position_embeddings": 131072}
-_40K: dict[str, Any] = {"max_position_embeddings": 40960}
-_TIED: dict[str, Any] = {"tie_word_embeddings": True}
-_GEMMA: dict[str, Any] = {
-    "model_type": "gemma",
-    "head_dim": 256,
-    "vocab_size": 256000,
-    "max_position_embeddings": 8192,
-    "hidden_act": "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-}
-_GEMMA_2: dict[str, Any] = {
-    **_GEMMA,
-    "model_type": "gemma2",
-    "sliding_window": 4096,
-    "query_pre_attn_scalar": 256,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-}
-_GEMMA_2_27B: dict[str, Any] = {
-    **_GEMMA_2,
-    "num_key_value_heads": 16,
-    "head_dim": 128,
-    "query_pre_attn_scalar": 144,
-}
-_GEMMA_3: dict[str, Any] = {
-    **_GEMMA,
-    "model_type": "gemma3_text",
-    "num_key_value_heads": 1,
-    "vocab_size": 262144,
-    "max_position_embeddings": 32768,
-    "sliding_window": 512,
-    "query_pre_attn_scalar": 256,
-    "rope_theta": 1000000,
-    "rope_local_base_freq": 10000,
-}
-_GEMMA_3_LONG: dict[str, Any] = {
-    **_GEMMA_3,
-    "vocab_size": 262208,
-    "max_position_embeddings": 131072,
-    "sliding_window": 1024,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-}
-_GEMMA_3_27B: dict[str, Any] = {
-    **_GEMMA_3_LONG,
-    "num_key_value_heads": 16,
-    "head_dim": 128,
-    "query_pre_attn_scalar": 168,
-}
-_STABLELM: dict[str, Any] = {
-    "model_type": "stablelm",
-    "max_position_embeddings": 4096,
-    "layer_norm_eps": 1e-5,
-    "partial_rotary_factor": 0.25,
-}
-_STABLELM_12B: dict[str, Any] = {**_STABLELM, "vocab_size": 100352, "qk_layernorm": True, "use_parallel_residual": True}
-_OLMO: dict[str, Any] = {"model_type": "olmo", "vocab_size": 50304}
-_OLMO_2: dict[str, Any] = {
-    "model_type": "olmo2",
-    "vocab_size": 100352,
-    "max_position_embeddings": 4096,
-    "rope_theta": 500000,
-}
-_SMOL_3: dict[str, Any] = {
-    "model_type": "smollm3",
-    "num_key_value_heads": 4,
-    "vocab_size": 128256,
-    "max_position_embeddings": 65536,
-    "rope_theta": 5000000,
-    "tie_word_embeddings": True,
-}
-_INTERNLM: dict[str, Any] = {"model_type": "internlm", "vocab_size": 103168}
-_INTERNLM_2: dict[str, Any] = {
-    "model_type": "internlm2",
-    "vocab_size": 92544,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000,
-    "rope_scaling": {"type": "dynamic", "factor": 2.0},
-    "bias": False,
-}
-
-CATALOGUE: dict[str, Row] = {
-    # Llama 2, arXiv 2307.09288
-    **_size(
-        6_738_415_616,
-        _llama(*_7B, **_LLAMA_2),
-        "meta-llama/Llama-2-7b-hf llama2 allowed gated",
-        "meta-llama/Llama-2-7b-chat-hf llama2 instruct gated",
-        "lmsys/vicuna-7b-v1.5 llama2 instruct",
-    ),
-    **_size(
-        13_015_864_320,
-        _llama(*_13B, **_LLAMA_2),
-        "meta-llama/Llama-2-13b-hf llama2 allowed gated",
-        "meta-llama/Llama-2-13b-chat-hf llama2 instruct gated",
-        "lmsys/vicuna-13b-v1.5 llama2 instruct",
-    ),
-    **_size(
-        68_976_648_192,
-        _llama(*_70B, num_key_value_heads=8, **_LLAMA_2),
-        "meta-llama/Llama-2-70b-hf llama2 allowed gated",
-        "meta-llama/Llama-2-70b-chat-hf llama2 instruct gated",
-        "stabilityai/FreeWilly2 cc-by-nc-4.0 instruct",
-        "stabilityai/StableBeluga2 stable-beluga-nc instruct",
-    ),
-    **_size(6_738_415_616, _llama(*_7B, **_LLAMA_2, **_16K), "lmsys/vicuna-7b-v1.5-16k llama2 instruct"),
-    **_size(13_015_864_320, _llama(*_13B, **_LLAMA_2, **_16K), "lmsys/vicuna-13b-v1.5-16k llama2 instruct"),
-    # Llama 1, arXiv 2302.13971; OpenLLaMA; Vicuna and LongChat, arXiv 2306.05685
-    **_size(
-        3_426_473_600,
-        _llama(26, 32, 3200, 8640),
-        "openlm-research/open_llama_3b apache-2.0 allowed",
-        "openlm-research/open_llama_3b_v2 apache-2.0 allowed",
-    ),
-    **_size(
-        6_738_415_616,
-        _llama(*_7B),
-        "openlm-research/open_llama_7b apache-2.0 allowed",
-        "openlm-research/open_llama_7b_v2 apache-2.0 allowed",
-        "huggyllama/llama-7b llama allowed",
-        "lmsys/vicuna-7b-v1.3 llama instruct",
-    ),
-    **_size(
-        13_015_864_320,
-        _llama(*_13B),
-        "openlm-research/open_llama_13b apache-2.0 allowed",
-        "huggyllama/llama-13b llama allowed",
-        "lmsys/vicuna-13b-v1.3 llama instruct",
-    ),
-    **_size(
-        32_528_943_616,
-        _llama(60, 52, 6656, 17920),
-        "huggyllama/llama-30b llama allowed",
-        "lmsys/vicuna-33b-v1.3 llama instruct",
-    ),
-    **_size(65_285_660_672, _llama(80, 64, 8192, 22016, rms_norm_eps=1e-5), "huggyllama/llama-65b llama allowed"),
-    **_size(6_738_415_616, _llama(*_7B, **_CONDENSED), "lmsys/longchat-7b-16k llama instruct"),
-    **_size(13_015_864_320, _llama(*_13B, **_CONDENSED), "lmsys/longchat-13b-16k llama instruct"),
-    # Code Llama, arXiv 2308.12950: those that can fill in the middle know 16 more pieces
-    **_size(
-        6_738_546_688,
-        _llama(*_7B, **_CODE, vocab_size=32016),
-        "codellama/CodeLlama-7b-hf llama2 base",
-        "codellama/CodeLlama-7b-Instruct-hf llama2 instruct",
-    ),
-    **_size(
-        13_016_028_160,
-        _llama(*_13B, **_CODE, vocab_size=32016),
-        "codellama/CodeLlama-13b-hf llama2 base",
-        "codellama/CodeLlama-13b-Instruct-hf llama2 instruct",
-    ),
-    **_size(6_738_415_616, _llama(*_7B, **_CODE), "codellama/CodeLlama-7b-Python-hf llama2 base"),
-    **_size(13_015_864_320, _llama(*_13B, **_CODE), "codellama/CodeLlama-13b-Python-hf llama2 base"),
-    **_size(
-        33_743_970_304,
-        _llama(48, 64, 8192, 22016, num_key_value_heads=8, **_CODE),
-        "codellama/CodeLlama-34b-hf llama2 base",
-        "codellama/CodeLlama-34b-Python-hf llama2 base",
-        "codellama/CodeLlama-34b-Instruct-hf llama2 instruct",
-    ),
-    # TinyLlama, arXiv 2401.02385
-    **_size(
-        1_100_048_384,
-        _llama(22, 32, 2048, 5632, num_key_value_heads=4, rms_norm_eps=1e-5),
-        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T apache-2.0 base",
-        "TinyLlama/TinyLlama-1.1B-Chat-v1.0 apache-2.0 instruct",
-    ),
-    # Pythia, arXiv 2304.01373, and GPT-NeoX-20B, arXiv 2204.06745
-    **_size(14_067_712, _gpt_neox(6, 4, 128, 50304), *_pythia("14m")),
-    **_size(30_494_720, _gpt_neox(6, 8, 256, 50304), *_pythia("31m")),
-    **_size(70_426_624, _gpt_neox(6, 8, 512, 50304), *_pythia("70m")),
-    **_size(162_322_944, _gpt_neox(12, 12, 768, 50304), *_pythia("160m")),
-    **_size(405_334_016, _gpt_neox(24, 16, 1024, 50304), *_pythia("410m")),
-    **_size(1_011_781_632, _gpt_neox(16, 8, 2048, 50304), *_pythia("1b")),
-    **_size(1_414_647_808, _gpt_neox(24, 16, 2048, 50304), *_pythia("1.4b")),
-    **_size(2_775_208_960, _gpt_neox(32, 32, 2560, 50304), *_pythia("2.8b")),
-    **_size(6_857_302_016, _gpt_neox(32, 32, 4096, 50432), *_pythia("6.9b")),
-    **_size(11_846_072_320, _gpt_neox(36, 40, 5120, 50688), *_pythia("12b")),
-    **_size(
-        20_554_567_680,
-        _gpt_neox(44, 64, 6144, 50432, hidden_act="gelu_fast"),
-        "EleutherAI/gpt-neox-20b apache-2.0 allowed",
-    ),
-    # RedPajama-INCITE
-    **_size(
-        2_775_864_320,
-        _gpt_neox(32, 32, 2560, 50432, **_INCITE),
-        "togethercomputer/RedPajama-INCITE-Base-3B-v1 apache-2.0 allowed",
-        "togethercomputer/RedPajama-INCITE-Chat-3B-v1 apache-2.0 instruct",
-        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1 apache-2.0 instruct",
-    ),
-    **_size(
-        6_857_302_016,
-        _gpt_neox(32, 32, 4096, 50432, **_INCITE),
-        "togethercomputer/RedPajama-INCITE-7B-Base apache-2.0 allowed",
-        "togethercomputer/RedPajama-INCITE-7B-Chat apache-2.0 instruct",
-        "togethercomputer/RedPajama-INCITE-7B-Instruct apache-2.0 instruct",
-    ),
-    # StableLM alpha. Its authors publish 3,638,525,952 and 7,869,358,080: these count the norms and the output biases
-    # once per GPU that a layer was split over (4 and 2)
-    **_size(
-        3_637_321_728,
-        _gpt_neox(16, 32, 4096, 50688, max_position_embeddings=4096),
-        "stabilityai/stablelm-base-alpha-3b cc-by-sa-4.0 base",
-        "stabilityai/stablelm-tuned-alpha-3b cc-by-nc-sa-4.0 instruct",
-    ),
-    **_size(
-        7_868_755_968,
-        _gpt_neox(16, 48, 6144, 50432, max_position_embeddings=4096),
-        "stabilityai/stablelm-base-alpha-7b cc-by-sa-4.0 base",
-        "stabilityai/stablelm-tuned-alpha-7b cc-by-nc-sa-4.0 instruct",
-    ),
-    # Dolly v2: Pythia without the unused rows of the vocabulary
-    **_size(2_775_086_080, _gpt_neox(32, 32, 2560, 50280), "databricks/dolly-v2-3b mit instruct"),
-    **_size(6_856_056_832, _gpt_neox(32, 32, 4096, 50280), "databricks/dolly-v2-7b mit instruct"),
-    **_size(11_841_894_400, _gpt_neox(36, 40, 5120, 50280), "databricks/dolly-v2-12b mit instruct"),
-    # Falcon, arXiv 2311.16867
-    **_size(
-        6_921_720_704,
-        _falcon(32, 71, 4544),
-        "tiiuae/falcon-7b apache-2.0 allowed",
-        "tiiuae/falcon-7b-instruct apache-2.0 instruct",
-    ),
-    **_size(
-        41_303_293_952,
-        _falcon(60, 128, 8192, **_GROUPED),
-        "tiiuae/falcon-40b apache-2.0 allowed",
-        "tiiuae/falcon-40b-instruct apache-2.0 instruct",
-    ),
-    **_size(
-        178_557_088_768,
-        _falcon(80, 232, 14848, **_GROUPED),
-        "tiiuae/falcon-180B falcon-180b allowed gated",
-        "tiiuae/falcon-180B-chat falcon-180b instruct gated",
-    ),
-    # GPT-2; Cerebras-GPT, arXiv 2304.03208
-    **_size(124_439_808, _gpt2(12, 12, 768), "openai-community/gpt2 mit allowed"),
-    **_size(354_823_168, _gpt2(24, 16, 1024), "openai-community/gpt2-medium mit allowed"),
-    **_size(774_030_080, _gpt2(36, 20, 1280), "openai-community/gpt2-large mit allowed"),
-    **_size(1_557_611_200, _gpt2(48, 25, 1600), "openai-community/gpt2-xl mit allowed"),
-    **_size(111_050_496, _gpt2(10, 12, 768, **_CEREBRAS), "cerebras/Cerebras-GPT-111M apache-2.0 allowed"),
-    **_size(255_977_024, _gpt2(14, 17, 1088, **_CEREBRAS), "cerebras/Cerebras-GPT-256M apache-2.0 allowed"),
-    **_size(590_310_912, _gpt2(18, 12, 1536, **_CEREBRAS), "cerebras/Cerebras-GPT-590M apache-2.0 allowed"),
-    **_size(1_315_723_264, _gpt2(24, 16, 2048, **_CEREBRAS), "cerebras/Cerebras-GPT-1.3B apache-2.0 allowed"),
-    **_size(2_651_553_280, _gpt2(32, 32, 2560, **_CEREBRAS), "cerebras/Cerebras-GPT-2.7B apache-2.0 allowed"),
-    **_size(6_658_404_352, _gpt2(32, 32, 4096, **_CEREBRAS), "cerebras/Cerebras-GPT-6.7B apache-2.0 allowed"),
-    **_size(12_853_386_240, _gpt2(40, 40, 5120, **_CEREBRAS), "cerebras/Cerebras-GPT-13B apache-2.0 allowed"),
-    # GPT-Neo
-    **_size(125_198_592, _gpt_neo(12, 12, 768), "EleutherAI/gpt-neo-125m mit allowed"),
-    **_size(1_315_575_808, _gpt_neo(24, 16, 2048), "EleutherAI/gpt-neo-1.3B mit allowed"),
-    **_size(2_651_307_520, _gpt_neo(32, 20, 2560), "EleutherAI/gpt-neo-2.7B mit allowed"),
-    # GPT-J. Its authors publish 6,053,381,344: that counts norms, output biases and a bias of the embedding, which the
-    # checkpoint lacks, once for each of the 8 parts that a layer was split into
-    **_size(
-        6_050_882_784,
-        {
-            "model_type": "gptj",
-            "n_layer": 28,
-            "n_head": 16,
-            "n_embd": 4096,
-            "rotary_dim": 64,
-            "vocab_size": 50400,
-            "n_positions": 2048,
-            "activation_function": "gelu_new",
-            "tie_word_embeddings": False,
-        },
-        "EleutherAI/gpt-j-6b apache-2.0 allowed",
-    ),
-    # OPT, arXiv 2205.01068, under a licence for research only
-    **_size(125_239_296, _opt(12, 12, 768), "facebook/opt-125m opt-175b allowed"),
-    **_size(1_315_758_080, _opt(24, 32, 2048), "facebook/opt-1.3b opt-175b allowed"),
-    **_size(2_651_596_800, _opt(32, 32, 2560), "facebook/opt-2.7b opt-175b allowed"),
-    **_size(6_658_473_984, _opt(32, 32, 4096), "facebook/opt-6.7b opt-175b allowed"),
-    **_size(12_853_473_280, _opt(40, 40, 5120), "facebook/opt-13b opt-175b allowed"),
-    **_size(29_974_540_288, _opt(48, 56, 7168), "facebook/opt-30b opt-175b allowed"),
-    **_size(65_719_701_504, _opt(64, 72, 9216), "facebook/opt-66b opt-175b allowed"),
-    # BLOOM, arXiv 2211.05100, and BLOOMZ, arXiv 2211.01786
-    **_size(559_214_592, _bloom(24, 16, 1024), *_bloom_and_z("-560m")),
-    **_size(1_065_314_304, _bloom(24, 16, 1536), *_bloom_and_z("-1b1")),
-    **_size(1_722_408_960, _bloom(24, 16, 2048), *_bloom_and_z("-1b7")),
-    **_size(3_002_557_440, _bloom(30, 32, 2560), *_bloom_and_z("-3b")),
-    **_size(7_069_016_064, _bloom(30, 32, 4096), *_bloom_and_z("-7b1")),
-    **_size(176_247_271_424, _bloom(70, 112, 14336), *_bloom_and_z("")),
-    # MPT
-    **_size(
-        6_649_286_656,
-        _mpt(32, 32, 4096, 2048),
-        "mosaicml/mpt-7b apache-2.0 allowed",
-        "mosaicml/mpt-7b-chat cc-by-nc-sa-4.0 instruct",
-    ),
-    **_size(
-        29_957_200_896,
-        _mpt(48, 64, 7168, 8192),
-        "mosaicml/mpt-30b apache-2.0 allowed",
-        "mosaicml/mpt-30b-chat cc-by-nc-sa-4.0 instruct",
-    ),
-    # StarCoder, arXiv 2305.06161, and SantaCoder, arXiv 2301.03988
-    **_size(
-        15_517_456_384,
-        _gpt_bigcode(40, 48, 6144, vocab_size=49152, n_positions=8192, activation_function="gelu"),
-        "bigcode/starcoder bigcode-openrail-m base gated",
-        "bigcode/starcoderbase bigcode-openrail-m base gated",
-    ),
-    **_size(
-        1_124_886_528,
-        _gpt_bigcode(24, 16, 2048, vocab_size=49280, n_positions=2048, activation_function="gelu_pytorch_tanh"),
-        "bigcode/gpt_bigcode-santacoder bigcode-openrail-m base",
-    ),
-    # Llama 3, arXiv 2407.21783
-    **_size(
-        8_030_261_248,
-        _llama(32, 32, 4096, 14336, **_LLAMA_3),
-        "meta-llama/Meta-Llama-3-8B llama3 base gated",
-        "meta-llama/Meta-Llama-3-8B-Instruct llama3 instruct gated",
-    ),
-    **_size(
-        70_553_706_496,
-        _llama(80, 64, 8192, 28672, **_LLAMA_3),
-        "meta-llama/Meta-Llama-3-70B llama3 base gated",
-        "meta-llama/Meta-Llama-3-70B-Instruct llama3 instruct gated",
-    ),
-    **_size(
-        8_030_261_248,
-        _llama(32, 32, 4096, 14336, **_LLAMA_3_1),
-        "meta-llama/Llama-3.1-8B llama3.1 base gated",
-        "meta-llama/Llama-3.1-8B-Instruct llama3.1 instruct gated",
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B mit instruct",
-    ),
-    **_size(
-        70_553_706_496,
-        _llama(80, 64, 8192, 28672, **_LLAMA_3_1),
-        "meta-llama/Llama-3.1-70B llama3.1 base gated",
-        "meta-llama/Llama-3.1-70B-Instruct llama3.1 instruct gated",
-        "meta-llama/Llama-3.3-70B-Instruct llama3.3 instruct gated",
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-70B mit instruct",
-    ),
-    **_size(
-        405_853_388_800,
-        _llama(126, 128, 16384, 53248, **_LLAMA_3_1),
-        "meta-llama/Llama-3.1-405B llama3.1 base gated",
-        "meta-llama/Llama-3.1-405B-Instruct llama3.1 instruct gated",
-    ),
-    **_size(
-        1_235_814_400,
-        _llama(16, 32, 2048, 8192, head_dim=64, **_LLAMA_3_2),
-        "meta-llama/Llama-3.2-1B llama3.2 base gated",
-        "meta-llama/Llama-3.2-1B-Instruct llama3.2 instruct gated",
-    ),
-    **_size(
-        3_212_749_824,
-        _llama(28, 24, 3072, 8192, head_dim=128, **_LLAMA_3_2),
-        "meta-llama/Llama-3.2-3B llama3.2 base gated",
-        "meta-llama/Llama-3.2-3B-Instruct llama3.2 instruct gated",
-    ),
-    # Code Llama 70B: only the base model was trained for long texts
-    **_size(
-        68_976_910_336,
-        _llama(*_70B, num_key_value_heads=8, vocab_size=32016, **_CODE),
-        "codellama/CodeLlama-70b-hf llama2 base",
-    ),
-    **_size(
-        68_976_910_336,
-        _llama(*_70B, num_key_value_heads=8, vocab_size=32016, **_LLAMA_2),
-        "codellama/CodeLlama-70b-Python-hf llama2 base",
-        "codellama/CodeLlama-70b-Instruct-hf llama2 instruct",
-    ),
-    # Yi, arXiv 2403.04652
-    **_size(
-        6_061_035_520,
-        _llama(*_7B, num_key_value_heads=4, **_YI),
-        "01-ai/Yi-6B apache-2.0 base",
-        "01-ai/Yi-6B-Chat apache-2.0 instruct",
-    ),
-    **_size(
-        34_388_917_248,
-        _llama(60, 56, 7168, 20480, num_key_value_heads=8, **_YI),
-        "01-ai/Yi-34B apache-2.0 base",
-        "01-ai/Yi-34B-Chat apache-2.0 instruct",
-    ),
-    **_size(
-        6_061_035_520,
-        _llama(*_7B, num_key_value_heads=4, **_YI_1_5),
-        "01-ai/Yi-1.5-6B apache-2.0 base",
-        "01-ai/Yi-1.5-6B-Chat apache-2.0 instruct",
-    ),
-    **_size(
-        8_829_407_232,
-        _llama(48, 32, 4096, 11008, num_key_value_heads=4, **_YI_1_5),
-        "01-ai/Yi-1.5-9B apache-2.0 base",
-        "01-ai/Yi-1.5-9B-Chat apache-2.0 instruct",
-    ),
-    **_size(
-        34_388_917_248,
-        _llama(60, 56, 7168, 20480, num_key_value_heads=8, **_YI_1_5),
-        "01-ai/Yi-1.5-34B apache-2.0 base",
-        "01-ai/Yi-1.5-34B-Chat apache-2.0 instruct",
-    ),
-    # SmolLM2, arXiv 2502.02737
-    **_size(
-        134_515_008,
-        _llama(30, 9, 576, 1536, num_key_value_heads=3, **_SMOL),
-        "HuggingFaceTB/SmolLM2-135M apache-2.0 base",
-        "HuggingFaceTB/SmolLM2-135M-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        361_821_120,
-        _llama(32, 15, 960, 2560, num_key_value_heads=5, **_SMOL),
-        "HuggingFaceTB/SmolLM2-360M apache-2.0 base",
-        "HuggingFaceTB/SmolLM2-360M-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        1_711_376_384,
-        _llama(24, 32, 2048, 8192, **_SMOL | {"rope_theta": 130000}),
-        "HuggingFaceTB/SmolLM2-1.7B apache-2.0 base",
-        "HuggingFaceTB/SmolLM2-1.7B-Instruct apache-2.0 instruct",
-    ),
-    # Mistral, arXiv 2310.06825, and Mixtral, arXiv 2401.04088; the challenge ended before any but the first
-    **_size(
-        7_241_732_096,
-        _llama(32, 32, 4096, 14336, **_MISTRAL_1),
-        "mistralai/Mistral-7B-v0.1 apache-2.0 allowed gated",
-        "mistralai/Mistral-7B-Instruct-v0.1 apache-2.0 instruct gated",
-        "HuggingFaceH4/zephyr-7b-beta mit instruct",
-    ),
-    **_size(
-        7_241_732_096,
-        _llama(32, 32, 4096, 14336, **_MISTRAL),
-        "mistralai/Mistral-7B-Instruct-v0.2 apache-2.0 instruct gated",
-    ),
-    **_size(
-        7_248_023_552,
-        _llama(32, 32, 4096, 14336, **_MISTRAL, vocab_size=32768),
-        "mistralai/Mistral-7B-v0.3 apache-2.0 base gated",
-        "mistralai/Mistral-7B-Instruct-v0.3 apache-2.0 instruct gated",
-    ),
-    **_size(
-        46_702_792_704,
-        _llama(32, 32, 4096, 14336, **_MIXTRAL),
-        "mistralai/Mixtral-8x7B-v0.1 apache-2.0 base gated",
-        "mistralai/Mixtral-8x7B-Instruct-v0.1 apache-2.0 instruct gated",
-    ),
-    # Phi, arXiv 2306.11644, arXiv 2309.05463, arXiv 2404.14219, arXiv 2412.08905
-    **_size(
-        1_418_270_720,
-        _phi(24, 2048, 0.5),
-        "microsoft/phi-1 mit base",
-        "microsoft/phi-1_5 mit base",
-    ),
-    **_size(
-        2_779_683_840,
-        _phi(32, 2560, 0.4),
-        "microsoft/phi-2 mit base",
-    ),
-    **_size(
-        3_821_079_552,
-        _llama(32, 32, 3072, 8192, **_PHI_3),
-        "microsoft/Phi-3-mini-4k-instruct mit instruct",
-    ),
-    **_size(
-        3_821_079_552,
-        _llama(32, 32, 3072, 8192, **_PHI_3_5),
-        "microsoft/Phi-3.5-mini-instruct mit instruct",
-    ),
-    **_size(
-        13_960_238_080,
-        _llama(40, 40, 5120, 17920, num_key_value_heads=10, **_PHI_3),
-        "microsoft/Phi-3-medium-4k-instruct mit instruct",
-    ),
-    **_size(
-        14_659_507_200,
-        _llama(40, 40, 5120, 17920, **_PHI_4),
-        "microsoft/phi-4 mit instruct",
-    ),
-    # Qwen 1.5, 2 and 2.5, arXiv 2407.10671, arXiv 2412.15115
-    **_size(
-        463_987_712,
-        _llama(24, 16, 1024, 2816, num_key_value_heads=16, **_QWEN | _TIED),
-        "Qwen/Qwen1.5-0.5B tongyi-qianwen-research base",
-        "Qwen/Qwen1.5-0.5B-Chat tongyi-qianwen-research instruct",
-    ),
-    **_size(
-        1_836_828_672,
-        _llama(24, 16, 2048, 5504, num_key_value_heads=16, **_QWEN),
-        "Qwen/Qwen1.5-1.8B tongyi-qianwen-research base",
-        "Qwen/Qwen1.5-1.8B-Chat tongyi-qianwen-research instruct",
-    ),
-    **_size(
-        7_721_324_544,
-        _llama(*_7B, num_key_value_heads=32, **_QWEN),
-        "Qwen/Qwen1.5-7B tongyi-qianwen base",
-        "Qwen/Qwen1.5-7B-Chat tongyi-qianwen instruct",
-    ),
-    **_size(
-        14_167_290_880,
-        _llama(40, 40, 5120, 13696, num_key_value_heads=40, **_QWEN | _BIG),
-        "Qwen/Qwen1.5-14B tongyi-qianwen base",
-        "Qwen/Qwen1.5-14B-Chat tongyi-qianwen instruct",
-    ),
-    **_size(
-        494_032_768,
-        _llama(24, 14, 896, 4864, num_key_value_heads=2, **_QWEN | _LONG | _TIED),
-        "Qwen/Qwen2-0.5B apache-2.0 base",
-    ),
-    **_size(
-        494_032_768,
-        _llama(24, 14, 896, 4864, num_key_value_heads=2, **_QWEN | _TIED),
-        "Qwen/Qwen2-0.5B-Instruct apache-2.0 instruct",
-        "Qwen/Qwen2.5-0.5B apache-2.0 base",
-        "Qwen/Qwen2.5-0.5B-Instruct apache-2.0 instruct",
-        "Qwen/Qwen2.5-Coder-0.5B apache-2.0 base",
-        "Qwen/Qwen2.5-Coder-0.5B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        1_543_714_304,
-        _llama(28, 12, 1536, 8960, num_key_value_heads=2, **_QWEN | _LONG | _TIED),
-        "Qwen/Qwen2-1.5B apache-2.0 base",
-        "Qwen/Qwen2.5-1.5B apache-2.0 base",
-    ),
-    **_size(
-        1_543_714_304,
-        _llama(28, 12, 1536, 8960, num_key_value_heads=2, **_QWEN | _TIED),
-        "Qwen/Qwen2-1.5B-Instruct apache-2.0 instruct",
-        "Qwen/Qwen2.5-1.5B-Instruct apache-2.0 instruct",
-        "Qwen/Qwen2.5-Coder-1.5B apache-2.0 base",
-        "Qwen/Qwen2.5-Coder-1.5B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        1_543_714_304,
-        _llama(28, 12, 1536, 8960, num_key_value_heads=2, **_QWEN_MATH | _TIED),
-        "Qwen/Qwen2.5-Math-1.5B apache-2.0 base",
-        "Qwen/Qwen2.5-Math-1.5B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        3_085_938_688,
-        _llama(36, 16, 2048, 11008, num_key_value_heads=2, **_QWEN | _TIED),
-        "Qwen/Qwen2.5-3B qwen-research base",
-        "Qwen/Qwen2.5-3B-Instruct qwen-research instruct",
-    ),
-    **_size(
-        7_615_616_512,
-        _llama(28, 28, 3584, 18944, num_key_value_heads=4, **_QWEN | _LONG | _BIG),
-        "Qwen/Qwen2-7B apache-2.0 base",
-        "Qwen/Qwen2.5-7B apache-2.0 base",
-    ),
-    **_size(
-        7_615_616_512,
-        _llama(28, 28, 3584, 18944, num_key_value_heads=4, **_QWEN | _BIG),
-        "Qwen/Qwen2-7B-Instruct apache-2.0 instruct",
-        "Qwen/Qwen2.5-7B-Instruct apache-2.0 instruct",
-        "Qwen/Qwen2.5-Coder-7B apache-2.0 base",
-        "Qwen/Qwen2.5-Coder-7B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        7_615_616_512,
-        _llama(28, 28, 3584, 18944, num_key_value_heads=4, **_QWEN_MATH | _BIG),
-        "Qwen/Qwen2.5-Math-7B apache-2.0 base",
-        "Qwen/Qwen2.5-Math-7B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        7_615_616_512,
-        _llama(28, 28, 3584, 18944, num_key_value_heads=4, **_QWEN_MATH | _LONG | _BIG),
-        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B mit instruct",
-    ),
-    **_size(
-        14_770_033_664,
-        _llama(48, 40, 5120, 13824, num_key_value_heads=8, rms_norm_eps=1e-5, **_QWEN | _LONG | _BIG),
-        "Qwen/Qwen2.5-14B apache-2.0 base",
-    ),
-    **_size(
-        14_770_033_664,
-        _llama(48, 40, 5120, 13824, num_key_value_heads=8, **_QWEN | _BIG),
-        "Qwen/Qwen2.5-14B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        32_763_876_352,
-        _llama(64, 40, 5120, 27648, num_key_value_heads=8, rms_norm_eps=1e-5, **_QWEN | _LONG | _BIG),
-        "Qwen/Qwen2.5-32B apache-2.0 base",
-    ),
-    **_size(
-        32_763_876_352,
-        _llama(64, 40, 5120, 27648, num_key_value_heads=8, **_QWEN | _BIG),
-        "Qwen/Qwen2.5-32B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        72_706_203_648,
-        _llama(80, 64, 8192, 29568, num_key_value_heads=8, rms_norm_eps=1e-5, **_QWEN | _LONG | _BIG),
-        "Qwen/Qwen2.5-72B qwen base",
-    ),
-    **_size(
-        72_706_203_648,
-        _llama(80, 64, 8192, 29568, num_key_value_heads=8, **_QWEN | _BIG),
-        "Qwen/Qwen2-72B-Instruct tongyi-qianwen instruct",
-        "Qwen/Qwen2.5-72B-Instruct qwen instruct",
-    ),
-    # Qwen 3, arXiv 2505.09388
-    **_size(
-        596_049_920,
-        _llama(28, 16, 1024, 3072, **_QWEN_3 | _TIED),
-        "Qwen/Qwen3-0.6B-Base apache-2.0 base",
-    ),
-    **_size(
-        596_049_920,
-        _llama(28, 16, 1024, 3072, **_QWEN_3 | _40K | _TIED),
-        "Qwen/Qwen3-0.6B apache-2.0 instruct",
-    ),
-    **_size(
-        1_720_574_976,
-        _llama(28, 16, 2048, 6144, **_QWEN_3 | _TIED),
-        "Qwen/Qwen3-1.7B-Base apache-2.0 base",
-    ),
-    **_size(
-        1_720_574_976,
-        _llama(28, 16, 2048, 6144, **_QWEN_3 | _40K | _TIED),
-        "Qwen/Qwen3-1.7B apache-2.0 instruct",
-    ),
-    **_size(
-        4_022_468_096,
-        _llama(36, 32, 2560, 9728, **_QWEN_3 | _TIED),
-        "Qwen/Qwen3-4B-Base apache-2.0 base",
-    ),
-    **_size(
-        4_022_468_096,
-        _llama(36, 32, 2560, 9728, **_QWEN_3 | _40K | _TIED),
-        "Qwen/Qwen3-4B apache-2.0 instruct",
-    ),
-    **_size(
-        8_190_735_360,
-        _llama(36, 32, 4096, 12288, **_QWEN_3),
-        "Qwen/Qwen3-8B-Base apache-2.0 base",
-    ),
-    **_size(
-        8_190_735_360,
-        _llama(36, 32, 4096, 12288, **_QWEN_3 | _40K),
-        "Qwen/Qwen3-8B apache-2.0 instruct",
-    ),
-    **_size(
-        14_768_307_200,
-        _llama(40, 40, 5120, 17408, **_QWEN_3),
-        "Qwen/Qwen3-14B-Base apache-2.0 base",
-    ),
-    **_size(
-        14_768_307_200,
-        _llama(40, 40, 5120, 17408, **_QWEN_3 | _40K),
-        "Qwen/Qwen3-14B apache-2.0 instruct",
-    ),
-    **_size(
-        32_762_123_264,
-        _llama(64, 64, 5120, 25600, **_QWEN_3 | _40K),
-        "Qwen/Qwen3-32B apache-2.0 instruct",
-    ),
-    **_size(
-        30_532_122_624,
-        _llama(48, 32, 2048, 6144, moe_intermediate_size=768, **_QWEN_3_MOE),
-        "Qwen/Qwen3-30B-A3B-Base apache-2.0 base",
-    ),
-    **_size(
-        30_532_122_624,
-        _llama(48, 32, 2048, 6144, moe_intermediate_size=768, **_QWEN_3_MOE | _40K),
-        "Qwen/Qwen3-30B-A3B apache-2.0 instruct",
-    ),
-    **_size(
-        235_093_634_560,
-        _llama(94, 64, 4096, 12288, moe_intermediate_size=1536, **_QWEN_3_MOE | _40K),
-        "Qwen/Qwen3-235B-A22B apache-2.0 instruct",
-    ),
-    # Gemma, arXiv 2403.08295
-    **_size(
-        2_506_172_416,
-        _llama(18, 8, 2048, 16384, num_key_value_heads=1, **_GEMMA),
-        "google/gemma-2b gemma base gated",
-        "google/gemma-2b-it gemma instruct gated",
-        "google/gemma-1.1-2b-it gemma instruct gated",
-    ),
-    **_size(
-        8_537_680_896,
-        _llama(28, 16, 3072, 24576, num_key_value_heads=16, **_GEMMA),
-        "google/gemma-7b gemma base gated",
-        "google/gemma-7b-it gemma instruct gated",
-        "google/gemma-1.1-7b-it gemma instruct gated",
-    ),
-    # Gemma 2, arXiv 2408.00118
-    **_size(
-        2_614_341_888,
-        _llama(26, 8, 2304, 9216, num_key_value_heads=4, **_GEMMA_2),
-        "google/gemma-2-2b gemma base gated",
-        "google/gemma-2-2b-it gemma instruct gated",
-    ),
-    **_size(
-        9_241_705_984,
-        _llama(42, 16, 3584, 14336, num_key_value_heads=8, **_GEMMA_2),
-        "google/gemma-2-9b gemma base gated",
-        "google/gemma-2-9b-it gemma instruct gated",
-    ),
-    **_size(
-        27_227_128_320,
-        _llama(46, 32, 4608, 36864, **_GEMMA_2_27B),
-        "google/gemma-2-27b gemma base gated",
-        "google/gemma-2-27b-it gemma instruct gated",
-    ),
-    # Gemma 3, arXiv 2503.19786: from 4B on the language model in a checkpoint that reads images, too
-    **_size(
-        268_098_176,
-        _llama(18, 4, 640, 2048, **_GEMMA_3),
-        "google/gemma-3-270m gemma base gated",
-        "google/gemma-3-270m-it gemma instruct gated",
-    ),
-    **_size(
-        999_885_952,
-        _llama(26, 4, 1152, 6912, **_GEMMA_3),
-        "google/gemma-3-1b-pt gemma base gated",
-        "google/gemma-3-1b-it gemma instruct gated",
-    ),
-    **_size(
-        3_880_263_168,
-        _llama(34, 8, 2560, 10240, **{**_GEMMA_3_LONG, "num_key_value_heads": 4}),
-        "google/gemma-3-4b-pt gemma base gated",
-        "google/gemma-3-4b-it gemma instruct gated",
-    ),
-    **_size(
-        11_766_034_176,
-        _llama(48, 16, 3840, 15360, **{**_GEMMA_3_LONG, "num_key_value_heads": 8}),
-        "google/gemma-3-12b-pt gemma base gated",
-        "google/gemma-3-12b-it gemma instruct gated",
-    ),
-    **_size(
-        27_009_346_304,
-        _llama(62, 32, 5376, 21504, **_GEMMA_3_27B),
-        "google/gemma-3-27b-pt gemma base gated",
-        "google/gemma-3-27b-it gemma instruct gated",
-    ),
-    # StableLM 3B and 2, arXiv 2402.17834
-    **_size(
-        2_795_443_200,
-        _llama(32, 32, 2560, 6912, vocab_size=50304, **_STABLELM),
-        "stabilityai/stablelm-3b-4e1t cc-by-sa-4.0 base",
-        "stabilityai/stablelm-zephyr-3b other instruct",
-    ),
-    **_size(
-        1_644_515_328,
-        _llama(24, 32, 2048, 5632, vocab_size=100352, use_qkv_bias=True, **_STABLELM),
-        "stabilityai/stablelm-2-1_6b other base",
-        "stabilityai/stablelm-2-zephyr-1_6b other instruct",
-    ),
-    **_size(
-        12_143_185_920,
-        _llama(40, 32, 5120, 13824, num_key_value_heads=8, **_STABLELM_12B),
-        "stabilityai/stablelm-2-12b other base",
-        "stabilityai/stablelm-2-12b-chat other instruct",
-    ),
-    # OLMo, arXiv 2402.00838, and OLMo 2, arXiv 2501.00656
-    **_size(1_176_764_416, _llama(16, 16, 2048, 8192, **{**_OLMO, **_TIED}), "allenai/OLMo-1B-hf apache-2.0 base"),
-    **_size(
-        6_888_095_744,
-        _llama(*_7B, **_OLMO),
-        "allenai/OLMo-7B-hf apache-2.0 base",
-        "allenai/OLMo-7B-Instruct-hf apache-2.0 instruct",
-    ),
-    **_size(
-        6_888_095_744,
-        _llama(*_7B, **{**_OLMO, "max_position_embeddings": 4096, "clip_qkv": 8.0}),
-        "allenai/OLMo-1.7-7B-hf apache-2.0 base",
-        "allenai/OLMo-7B-0424-hf apache-2.0 base",
-    ),
-    **_size(
-        1_484_916_736,
-        _llama(16, 16, 2048, 8192, **_OLMO_2),
-        "allenai/OLMo-2-0425-1B apache-2.0 base",
-        "allenai/OLMo-2-0425-1B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        7_298_617_344,
-        _llama(*_7B, **_OLMO_2),
-        "allenai/OLMo-2-1124-7B apache-2.0 base",
-        "allenai/OLMo-2-1124-7B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        13_716_198_400,
-        _llama(*_13B, **_OLMO_2),
-        "allenai/OLMo-2-1124-13B apache-2.0 base",
-        "allenai/OLMo-2-1124-13B-Instruct apache-2.0 instruct",
-    ),
-    **_size(
-        32_234_279_936,
-        _llama(64, 40, 5120, 27648, num_key_value_heads=8, **_OLMO_2),
-        "allenai/OLMo-2-0325-32B apache-2.0 base",
-        "allenai/OLMo-2-0325-32B-Instruct apache-2.0 instruct",
-    ),
-    # SmolLM3
-    **_size(
-        3_075_098_624,
-        _llama(36, 16, 2048, 11008, **_SMOL_3),
-        "HuggingFaceTB/SmolLM3-3B-Base apache-2.0 base",
-        "HuggingFaceTB/SmolLM3-3B apache-2.0 instruct",
-    ),
-    # InternLM and InternLM 2, arXiv 2403.17297
-    **_size(
-        7_321_948_160,
-        _llama(*_7B, bias=True, **_INTERNLM),
-        "internlm/internlm-7b apache-2.0 allowed",
-        "internlm/internlm-chat-7b apache-2.0 instruct",
-    ),
-    **_size(
-        20_088_714_240,
-        _llama(60, 40, 5120, 13824, bias=False, **{**_INTERNLM, "max_position_embeddings": 4096}),
-        "internlm/internlm-20b apache-2.0 allowed",
-        "internlm/internlm-chat-20b apache-2.0 instruct",
-    ),
-    **_size(
-        7_737_708_544,
-        _llama(32, 32, 4096, 14336, **_INTERNLM_2),
-        "internlm/internlm2-7b other base",
-    ),
-    **_size(
-        19_861_149_696,
-        _llama(48, 48, 6144, 16384, **_INTERNLM_2),
-        "internlm/internlm2-20b other base",
-    ),
-}
-"""All rows, by `repo_id`."""
+CATALOGUE: dict[str, Row] = _read_table(_TABLE, _SETTINGS)

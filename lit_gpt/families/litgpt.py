@@ -75,7 +75,10 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 def is_litgpt(folder: Path) -> bool:
     """Whether this is the folder of a checkpoint of litgpt that was not converted to ours."""
     if (folder / "lit_config.json").exists():
-        found = read_json(folder / "lit_config.json")
+        try:
+            found = read_json(folder / "lit_config.json")
+        except UserError:  # whoever needs what it says will complain
+            return False
         return isinstance(found, dict) and "family" not in found and "n_layer" in found
     return (folder / "model_config.yaml").exists() and (folder / "lit_model.pth").exists()
 
