@@ -129,12 +129,10 @@ def _speaks(rank: int, alone: bool) -> bool:
     """Whether a process that has failed says so. Of several that know why, it is the first; see `member`."""
     supervised = PARENT in os.environ  # by `start`, which says who was killed
     try:
-        from torch.distributed.distributed_c10d import _get_default_store
-
-        store = _get_default_store()
-    except BaseException:  # they have not met yet
+        store = sys.modules["torch.distributed.distributed_c10d"]._get_default_store()
+    except Exception:  # they have not met yet
         return rank == 0 or not supervised
     try:
         return store.add("failed", 1) == 1 and not (alone and supervised)
-    except BaseException:  # it was with number 0, which has ended
+    except Exception:  # it was with number 0, which has ended
         return alone and rank == 1 and not supervised

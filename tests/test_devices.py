@@ -229,7 +229,7 @@ PLAY = """
 import os, signal, sys, time
 from lit_gpt import processes
 from lit_gpt.settings import Stopped, run
-processes.GRACE = 0.5
+processes.GRACE = float(sys.argv[2])
 def play():
     rank = processes.number(2)
     if rank is None:
@@ -244,9 +244,9 @@ sys.exit(run(play, [], "play", "", argv=[]))
 """
 
 
-def play(body: str, folder: Path) -> subprocess.Popen:
-    """Starts two processes that do `body`, and waits until both do."""
-    command = [sys.executable, "-c", PLAY % body, str(folder)]
+def play(body: str, folder: Path, grace: float = 0.5) -> subprocess.Popen:
+    """Starts two processes that do `body`, and waits until both do; `grace`: see `processes.GRACE`."""
+    command = [sys.executable, "-c", PLAY % body, str(folder), str(grace)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     run = subprocess.Popen(command, start_new_session=True, **options)
     while len(list(folder.iterdir())) < 2:
@@ -256,7 +256,9 @@ def play(body: str, folder: Path) -> subprocess.Popen:
 
 def test_signals_are_handed_on_once(tmp_path: Path) -> None:
     """Ctrl-C is sent to all processes of a terminal, and reaches each once."""
-    run = play("while not heard: time.sleep(0.01)\n        time.sleep(0.3); sys.exit(10 * len(heard) + rank)", tmp_path)
+    run = play(
+        "while not heard: time.sleep(0.01)\n        time.sleep(0.3); sys.exit(10 * len(heard) + rank)", tmp_path, 60
+    )
     os.killpg(run.pid, signal.SIGINT)
     assert run.communicate(timeout=60) == ("rank 0\n", "")
     assert run.returncode == 11
