@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from lit_gpt.settings import UserError, at_least, check_seed
 
 if TYPE_CHECKING:
-    from lit_gpt.streaming import Until
     from lit_gpt.tokenizer import Tokenizer
 
 Quantize = Literal[
@@ -55,8 +54,8 @@ class Generate:
     """Draw among the tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1: tokens that were in the text before become less likely."""
-    stop: list[str] | None = None
-    """Texts that end the text, and are left out of it."""
+    stop: list[str] | str | None = None
+    """Text, or several, that end the text, and are left out of it."""
     draft_checkpoint_dir: Path | None = None
     """Folder of a smaller model with the same tokenizer that drafts tokens; the text keeps its distribution."""
     draft_tokens: int = 4
@@ -73,6 +72,7 @@ class Generate:
     def __post_init__(self) -> None:
         at_least(1, self, "num_samples", "max_new_tokens", "batch_size", "draft_tokens")
         check_seed(self.seed)
+        self.stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if self.draft_checkpoint_dir and self.compile:
             raise UserError("--compile: is for single tokens, and a draft is judged in one pass; take one of the two")
 
@@ -161,7 +161,7 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
 
     options = settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
     sampling = Sampling(*options)
-    Until(settings.stop or [])  # refuses an empty one
+    Until(settings.stop)  # refuses an empty one
     tokenizer, config = Tokenizer(settings.checkpoint_dir), Config.from_checkpoint(settings.checkpoint_dir)
     asked = [(settings.prompt, getattr(settings, "input", ""))]
     if settings.prompts_file is not None:
@@ -194,72 +194,67 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
             return decode_with_draft(model, draft, *batch, *rest)
         return decode(model, batch, settings.max_new_tokens, sampling, stops, generator)
 
-    texts = [(number, sample) for number in range(len(prompts)) for sample in range(settings.num_samples)]
-    size = 1 if draft else settings.batch_size
-    for start in range(0, len(texts), size):
-        batch = texts[start : start + size]
-        lead = asked[0][0] if finetuned is None and settings.prompts_file is None else ""
-        show = (lambda part: print(part, end="", flush=True)) if settings.prompts_file is None else None
-        streams = [tokenizer.stream_decoder(continues=finetuned is None) for _ in batch]
-        answers = [_Answer(stream.add, stream.flush, Until(settings.stop or [])) for stream in streams]
-        answers[0].begin(lead, show)
-        began = time.perf_counter()
-        for tokens in rounds([prompts[number] for number, _ in batch]):
-            for answer, token in zip(answers, tokens, strict=True):
-                answer.add(token, began)
-            if all(answer.seconds is not None for answer in answers):
-                break
-        for place, (answer, (number, sample)) in enumerate(zip(answers, batch, strict=True), start):
-            answer.end(began)
-            if show is None:
-                row = {"prompt": asked[number][0], "sample": sample + 1, "text": answer.text}
-                print(json.dumps(row, ensure_ascii=False), flush=True)
-            elif answer is answers[0]:
-                print(flush=True)
-            else:
-                print(lead + answer.text, flush=True)
-            speed = answer.count / answer.seconds
-            note = f"Time for inference {place + 1}: {answer.seconds:.2f} s total, {speed:.2f} tokens/sec"
-            print(note, file=sys.stderr)
+    _write(settings, asked, prompts, rounds, tokenizer, 1 if draft else settings.batch_size, finetuned is None)
     print(f"Memory used: {peak_memory_gb(device):.2f} GB", file=sys.stderr)
 
 
-class _Answer:
-    """One text on its way, and how long it took."""
+def _write(
+    settings: Generate,
+    asked: list[tuple[str, str]],
+    prompts: list[list[int]],
+    rounds: Callable[[list[list[int]]], Iterator[list[int | None]]],
+    tokenizer: "Tokenizer",
+    size: int,
+    continues: bool,
+) -> None:
+    """Prints the texts of all prompts, `size` of them made together; of these the first one is shown as it comes."""
+    texts = [(number, sample) for number in range(len(prompts)) for sample in range(settings.num_samples)]
+    rows = settings.prompts_file is not None
+    lead = asked[0][0] if continues and not rows else ""
+    for start in range(0, len(texts), size):
+        batch = texts[start : start + size]
+        answers = [_Answer(tokenizer, continues, settings.stop) for _ in batch]
+        answers[0].shown = not rows
+        print(end="" if rows else lead, flush=True)
+        for tokens in rounds([prompts[number] for number, _ in batch]):
+            for answer, token in zip(answers, tokens, strict=True):
+                answer.add(token)
+            if all(answer.seconds is not None for answer in answers):
+                break
+        for place, (answer, (number, sample)) in enumerate(zip(answers, batch, strict=True), start + 1):
+            answer.add(None)
+            if rows:
+                row = {"prompt": asked[number][0], "sample": sample + 1, "text": answer.text}
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+            else:
+                print("" if answer.shown else lead + answer.text, flush=True)
+            speed = answer.count / answer.seconds
+            note = f"Time for inference {place}: {answer.seconds:.2f} s total, {speed:.2f} tokens/sec"
+            print(note, file=sys.stderr)
 
-    def __init__(self, decode: Callable[[int], str], flush: Callable[[], str], until: "Until") -> None:
-        self._decode, self._flush, self._until = decode, flush, until
-        self._show: Callable[[str], None] | None = None
+
+class _Answer:
+    """One text on its way, how many tokens it has, and in the end the seconds that it took."""
+
+    def __init__(self, tokenizer: "Tokenizer", continues: bool, stops: list[str]) -> None:
+        from lit_gpt.streaming import Until
+
+        self._stream, self._until = tokenizer.stream_decoder(continues), Until(stops)
+        self._began, self.shown = time.perf_counter(), False
         self.text, self.count, self.seconds = "", 0, None
 
-    def begin(self, lead: str, show: Callable[[str], None] | None) -> None:
-        """Shows this one while it is made."""
-        self._show = show
-        if show and lead:
-            show(lead)
-
-    def add(self, token: int | None, began: float) -> None:
+    def add(self, token: int | None) -> None:
         """The next token; None: there are no more."""
         if self.seconds is not None:
             return
-        if token is None:
-            self.end(began)
-            return
-        self.count += 1
-        self._put(self._until.add(self._decode(token)))
-        if self._until.done:
-            self.end(began)
-
-    def end(self, began: float) -> None:
-        """No more will come."""
-        if self.seconds is None:
-            self._put(self._until.add(self._flush()) + self._until.flush())
-            self.seconds = time.perf_counter() - began
-
-    def _put(self, part: str) -> None:
+        self.count += token is not None
+        part = self._until.add(self._stream.flush() if token is None else self._stream.add(token))
+        part += self._until.flush() if token is None else ""
         self.text += part
-        if self._show:
-            self._show(part)
+        if self.shown:
+            print(part, end="", flush=True)
+        if token is None or self._until.done:
+            self.seconds = time.perf_counter() - self._began
 
 
 def _fitting(prompts: list[list[int]], settings: Generate, limit: int, tokenizer: "Tokenizer") -> list[list[int]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.model import Attention
 from lit_gpt.settings import UserError
 from lit_gpt.weight_only import Int4, Int8, Packed4bit, WeightOnly
 
@@ -166,7 +167,8 @@ def for_decoding(model: nn.Module) -> None:
             if fast is not None:
                 model.set_submodule(name, fast)
     for block in model.blocks:
-        block.attn.fuse()
+        if isinstance(block.attn, Attention):  # an adapter around it asks the layers one by one
+            block.attn.fuse()
 
 
 def is_quantized(layer: nn.Linear) -> bool:

@@ -102,3 +102,24 @@ def test_evaluation_is_measured(checkpoint: Path, tmp_path: Path) -> None:
     assert run["answers"][:2] == run["answers"][2:4]
     assert run["seconds"].keys() == {"TruthfulQA", "HellaSwag"}
     assert "| this project |" in (tmp_path / "README.md").read_text()
+
+
+def test_generation_is_measured(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint / "lit_config.json", tmp_path)
+    command = [sys.executable, ROOT / "bench" / "generate.py", "--checkpoint_dir", tmp_path, "--random_weights"]
+    command += ["--systems", "ours,ours-int8", "--rounds", "1", "--repeats", "1", "--new_tokens", "5"]
+    command += ["--device", "cpu", "--results", tmp_path / "results.json"]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "BENCH_READ_MB": "8"}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    config = json.loads((checkpoint / "lit_config.json").read_text())
+    (plain,), (small,) = (results["runs"][name] for name in ("ours", "ours-int8"))
+    blocks = config["n_layer"] * (4 * config["n_embd"] ** 2 + 3 * config["n_embd"] * config["intermediate_size"])
+    other = config["n_embd"] * (config["padded_vocab_size"] + 2 * config["n_layer"] + 1)
+    assert plain["weight_bytes"] == 2 * (blocks + other)
+    assert blocks < small["weight_bytes"] - 2 * other < 1.2 * blocks
+    assert [len(text) for text in plain["tokens"]] == [5]
+    assert min(plain["rates"] + plain["tokens_per_second"]) > 0
+    assert "| this project, torch.int8 |" in done.stdout

@@ -15,10 +15,11 @@ import pytest
 import torch
 from conftest import SENTENCES, SHARED, command, train_byte_level
 
+from lit_gpt.data import encode as data_encode
 from lit_gpt.data import prepare as data_prepare
 from lit_gpt.data import readers
 from lit_gpt.data.dataset import TokenDataset, check_tokenizer, write_dataset
-from lit_gpt.data.prepare import shortened, trouble
+from lit_gpt.data.encode import shortened, trouble
 from lit_gpt.prompts import Turn, get_style
 from lit_gpt.settings import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -208,7 +209,7 @@ def test_chunks_and_threads_change_nothing(
     whole = {name: (folder / name).read_bytes() for name in ("train.pt", "test.pt")}
     for chunk in (1, 7, 64):
         shutil.rmtree(folder)
-        monkeypatch.setattr(data_prepare, "CHUNK", chunk)
+        monkeypatch.setattr(data_encode, "CHUNK", chunk)
         prepared(rows=rows)
         assert whole == {name: (folder / name).read_bytes() for name in whole}
 

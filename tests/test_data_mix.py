@@ -13,7 +13,8 @@ from hub_server import HubServer
 
 from lit_gpt.data import mix as module
 from lit_gpt.data.formats import row_of, take
-from lit_gpt.data.mix import near_earlier, read_plan, words
+from lit_gpt.data.mix_plan import read_plan
+from lit_gpt.data.overlap import ALIKE, PERMUTATIONS, Contamination, near_earlier, words
 from lit_gpt.prompts import Turn
 from lit_gpt.settings import UserError
 
@@ -144,6 +145,12 @@ def test_templates_and_maps(folder: Path) -> None:
     assert found == [{"instruction": "2+2", "input": "", "output": "4"}]
 
 
+def test_rows_in_a_data_sets_own_form(folder: Path) -> None:
+    write(folder / "g.jsonl", [{"question": "2 + 2?", "answer": "2+2=<<2+2=4>>4\n#### 4"}])
+    found, _ = mixed("sources: [{data_file: g.jsonl, format: gsm8k}]\n")
+    assert found == [{"instruction": "2 + 2?", "input": "", "output": "2+2=4\n#### 4"}]
+
+
 @pytest.mark.parametrize(("duplicates", "left"), [("keep", 6), ("exact", 4), ("near", 2)])
 def test_duplicates(folder: Path, duplicates: str, left: int) -> None:
     if duplicates == "near":
@@ -173,12 +180,12 @@ def test_duplicates(folder: Path, duplicates: str, left: int) -> None:
 def test_near_duplicates_are_those_that_a_full_comparison_finds() -> None:
     """With values of its own, so that the shares are known: whoever shares 80 % with an earlier row is found."""
     generator = np.random.default_rng(0)
-    values = generator.integers(0, 1 << 32, (400, module.PERMUTATIONS), dtype=np.uint32)
+    values = generator.integers(0, 1 << 32, (400, PERMUTATIONS), dtype=np.uint32)
     for row in range(200, 400):
         share = generator.uniform(0.4, 1.0)
-        same = generator.random(module.PERMUTATIONS) < share
+        same = generator.random(PERMUTATIONS) < share
         values[row, same] = values[row - 200, same]
-    alike = (values[:, None] == values[None]).mean(-1) >= module.ALIKE
+    alike = (values[:, None] == values[None]).mean(-1) >= ALIKE
     expected = np.tril(alike, -1).any(1)
     assert 50 < expected.sum() < 150
     assert np.array_equal(near_earlier(values), expected)
@@ -222,7 +229,7 @@ def test_contamination_is_what_looking_up_every_passage_finds() -> None:
     """Only every seventh place is looked at; nothing is missed."""
     generator = np.random.default_rng(0)
     evaluation = [" ".join(generator.choice(NAMES[:3], 40)) for _ in range(20)]
-    found = module._Contamination([])
+    found = Contamination([])
     for text in evaluation:
         known = words(text)
         found.grams |= {" ".join(known[i : i + 13]): "x:1" for i in range(28)}
@@ -282,7 +289,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "list": ("sources: []\ndecontaminate: [5]", "decontaminate cannot be '[5]'; expected a list of texts"),
     "tag": ("seed: !!python/object/apply:os.getpid []\nsources: []", "mix.yaml:1: seed cannot be read"),
     "file": ("sources: [{name: x}]", "sources[0]: no data_file and no repo_id; name one"),
-    "both": ("sources: [{data_file: a.jsonl, map: output=x, template: {output: x}}]", "map and template exclude"),
+    "both": (
+        "sources: [{data_file: a.jsonl, map: output=x, template: {output: x}}]",
+        "map, template and format exclude each other",
+    ),
     "template": ("sources: [{data_file: a.jsonl, template: {answer: x}}]", "template has answer; it takes instruction"),
     "half": (
         "sources: [{data_file: a.jsonl, weight: 1}, {data_file: b.jsonl}]",

@@ -51,7 +51,8 @@ def test_stop_texts_and_a_draft(checkpoint: Path, tmp_path: Path, capsys: pytest
     flags = ["--checkpoint_dir", checkpoint, *FLAGS, "--prompt", "The old"]
     whole = ran(capsys, *flags)[:-1]
     stop = whole[len("The old") + 3 : len("The old") + 6]
-    cut = ran(capsys, *flags, "--stop", json.dumps([stop]))[:-1]
+    cut = ran(capsys, *flags, "--stop", json.dumps([stop, "never there"]))[:-1]
+    assert ran(capsys, *flags, "--stop", stop)[:-1] == cut
     assert cut == "The old" + whole[len("The old") :].split(stop)[0]
     draft = make_checkpoint(tmp_path / "draft", seed=1, n_layer=1)
     assert ran(capsys, *flags, "--draft_checkpoint_dir", draft)[:-1] == whole
@@ -97,6 +98,7 @@ def test_streaming_prints_whole_characters(tmp_path: Path) -> None:
         (["--min_p", 2], "--min_p: must be in"),
         (["--repetition_penalty", 0], "--repetition_penalty: must be above 0"),
         (["--stop", '[""]'], "--stop: an empty text"),
+        (["--stop", ""], "--stop: an empty text"),
         (["--batch_size", 0], "--batch_size: must be at least 1"),
         (["--prompts_file", "nowhere.txt"], "--prompts_file nowhere.txt: cannot read it"),
         (["--compile", "true", "--draft_checkpoint_dir", "x"], "--compile: is for single tokens"),

@@ -222,10 +222,12 @@ def test_steps_as_a_cuda_graph_give_the_same_text(sizes: dict, monkeypatch: pyte
 @pytest.mark.parametrize("kind", ["bnb.nf4", "bnb.int8", "torch.int8", "torch.int4"])
 def test_quantised_layers_compute_with_their_weights(kind: str) -> None:
     torch.manual_seed(0)
-    layer = quantized(torch.randn(384, 256), torch.randn(384), kind, torch.bfloat16, CUDA)
+    original = torch.randn(384, 256)
+    layer = quantized(original, torch.randn(384), kind, torch.bfloat16, CUDA)
     holder = torch.nn.Module()
     holder.layer, holder.blocks = layer, []
     weight = dequantized(layer, torch.float32)
+    assert apart(weight.cpu(), original) < 0.12
     for_decoding(holder)
     for rows in (1, 8, 100):
         x = torch.randn(rows, 256, device=CUDA).bfloat16()

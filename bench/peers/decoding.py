@@ -6,6 +6,7 @@ A worker runs in its peer's environment and imports nothing of this project.
 import argparse
 import importlib.metadata
 import json
+import os
 import resource
 import statistics
 import time
@@ -27,8 +28,12 @@ def arguments(doc: str) -> argparse.Namespace:
 
 
 def read_rate(device: str) -> float:
-    """Bytes per second at which all threads together read memory: the median of some sums of 1/2 GB (GPU: 8 GB)."""
-    x = torch.ones((4 << 30) // 2 if device == "cuda" else 128 << 20, device=device)
+    """Bytes per second at which all threads together read memory: the median of some sums of 1/2 GB (GPU: 8 GB).
+
+    BENCH_READ_MB in the environment is another size, for a rehearsal.
+    """
+    megabytes = int(os.environ.get("BENCH_READ_MB", 8192 if device == "cuda" else 512))
+    x = torch.ones(megabytes << 18, device=device)
     seconds = []
     for _ in range(9):
         started = time.perf_counter()

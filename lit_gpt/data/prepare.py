@@ -4,15 +4,12 @@
 are written are described in `lit_gpt.data.dataset`.
 """
 
-import contextlib
-import gc
 import hashlib
 import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from jsonargparse.typing import SecretStr
 
 from lit_gpt.config import Config
 from lit_gpt.data import FORMAT, fetch
+from lit_gpt.data.encode import Encoded, tokenise, trouble, uncollected
 from lit_gpt.data.formats import LeftOut, parse_map, take
 from lit_gpt.data.readers import BadRow, expand, fingerprint, rows, stem
 from lit_gpt.files import read_json, read_sealed, sha256, write_text
@@ -32,8 +30,6 @@ from lit_gpt.tokenizer import Tokenizer
 
 VERSION = 1
 """Raised when the same rows and settings come to give other samples: a set that is there is then prepared anew."""
-CHUNK = 2048
-"""Samples tokenised at once."""
 SHOWN = 20
 """Broken rows of a file that are shown, and that meta.json quotes."""
 SKIPPED = "skipped.txt"
@@ -150,7 +146,7 @@ class Found(NamedTuple):
 
     train: list[Path]
     test: list[Path]
-    """None: a share of the others' rows."""
+    """None of them: a share of the others' rows is drawn."""
     origin: dict[str, Any]
     """Where they were downloaded, for meta.json."""
 
@@ -179,18 +175,6 @@ def find(settings: Prepare, source: Source, folder: Path) -> Found:
     return Found(files, tests, {"urls": [*(url or source.urls)]})
 
 
-class Encoded(NamedTuple):
-    """A conversation as tokens."""
-
-    row: Conversation
-    ids: Any
-    """(T,) int32 array."""
-    supervised: Any
-    """(T,) bool array: which tokens are to be predicted; never the first."""
-    cut: bool
-    """Whether it was shortened."""
-
-
 def prepare(settings: Prepare, source: Source) -> None:
     """The shared path: reads the rows, writes the data set, and says what became of them.
 
@@ -214,7 +198,7 @@ def prepare(settings: Prepare, source: Source) -> None:
         skip = bool(found.origin) if settings.skip_bad_rows is None else settings.skip_bad_rows
         if counts.broken and not skip:
             raise UserError(counts.complaint())
-        train, test = (_encode(conversations, style, tokenizer, settings, counts) for conversations in taken)
+        train, test = (tokenise(conversations, style, tokenizer, settings, counts.dropped) for conversations in taken)
     if not found.test:
         train, test = _split(train, settings)
     for split, samples in (("train", train), ("test", test)):
@@ -328,88 +312,6 @@ def _collect(files: list[Path], source: Source, style: Style, counts: Counts) ->
             except LeftOut as error:
                 counts.dropped[str(error)] += 1
     return found
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, of which rows and tokens have none: it is a sixth of the time of 52,000."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def trouble(conversation: Conversation, style: Style) -> str | None:
-    """What keeps a conversation from being trained on, in words; None if nothing does."""
-    if is_text(conversation):
-        return None
-    if reason := style.problem(conversation):
-        return reason
-    if conversation[-1].role != "assistant":
-        return f"it ends with the {conversation[-1].role}'s turn; the last must be the assistant's, to be learnt"
-    return None
-
-
-def is_text(conversation: Conversation) -> bool:
-    """Whether it is plain text: nobody asks for it, so it has no prompt, and is learnt as it stands."""
-    return len(conversation) == 1 and conversation[0].role == "assistant"
-
-
-def encode(
-    conversations: Sequence[Conversation], style: Style, tokenizer: Tokenizer
-) -> list[tuple[list[int], list[bool]]]:
-    """The ids of each conversation, and whether each id is learnt; plain text between BOS and EOS, in every style."""
-    talks = iter(style.encode(tokenizer, [found for found in conversations if not is_text(found)]))
-    texts = iter(get_style("plain").encode(tokenizer, [found for found in conversations if is_text(found)]))
-    return [next(texts if is_text(found) else talks) for found in conversations]
-
-
-def _encode(
-    rows: list[Conversation], style: Style, tokenizer: Tokenizer, settings: Prepare, counts: Counts
-) -> list[Encoded]:
-    """Tokenises conversations in chunks, and leaves out or shortens those that are too long."""
-    import numpy as np
-
-    def tokenised(first: int) -> list[tuple[list[int], list[bool]]]:
-        return encode(rows[first : first + CHUNK], style, tokenizer)
-
-    def keep(row: Conversation, ids: list[int], marks: list[bool]) -> None:
-        cut = limit is not None and len(ids) > limit
-        if cut and not settings.truncate:
-            counts.dropped[f"longer than {limit} tokens"] += 1
-            return
-        if cut:
-            ids, marks = shortened(ids, marks, limit)
-            if not any(marks):
-                counts.dropped[f"prompt longer than {limit} tokens"] += 1
-                return
-        supervised = np.array(marks) if settings.mask_inputs else np.ones(len(ids), dtype=bool)
-        supervised[0] = False
-        encoded.append(Encoded(row, np.array(ids, dtype=np.int32), supervised, cut))
-
-    limit, encoded, starts = settings.max_seq_length, [], range(0, len(rows), CHUNK)
-    pool = ThreadPoolExecutor(2)  # the library's threads work on one chunk while we lay out another
-    try:
-        for first, found in zip(starts, pool.map(tokenised, starts), strict=True):
-            if sys.stderr.isatty():
-                print(f"\rtokenising {first + len(found):,} of {len(rows):,}", end="\r", file=sys.stderr)
-            for row, (ids, marks) in zip(rows[first : first + CHUNK], found, strict=True):
-                keep(row, ids, marks)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return encoded
-
-
-def shortened(ids: list[int], marks: list[bool], limit: int) -> tuple[list[int], list[bool]]:
-    """At most `limit` tokens of a conversation: an answer is cut, keeping the token that ends it; a question that would
-    be cut is left out, with all that follows. Without an answer, no mark is left."""
-    if marks[limit - 2] and marks[limit - 1]:
-        return ids[: limit - 1] + ids[-1:], marks[: limit - 1] + marks[-1:]
-    last = max((place for place in range(limit) if marks[place] and not marks[place + 1]), default=-1)
-    return ids[: last + 1], marks[: last + 1]
 
 
 def _split(samples: list[Encoded], settings: Prepare) -> tuple[list[Encoded], list[Encoded]]:

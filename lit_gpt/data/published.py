@@ -126,6 +126,10 @@ def take_oasst1(place: str, row: Any) -> Conversation:
     return take(place, {"messages": messages})
 
 
+TAKERS = {"alpaca_libre": take_alpaca_libre, "gsm8k": take_gsm8k, "oasst1": take_oasst1}
+"""Rows that need more than their keys to be named, by the data set's name; for `lit_gpt.data.mix`."""
+
+
 def _rank(reply: dict) -> float:
     """0 is the best; replies that nobody ranked come last."""
     rank = reply.get("rank")
