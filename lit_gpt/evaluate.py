@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.files import write_text
-from lit_gpt.finetune import Quantize
+from lit_gpt.generate import Quantize
 from lit_gpt.local_data import local_data, require_examples
 from lit_gpt.results import Results, compare, per_sample, samples_file
 from lit_gpt.settings import UserError, at_least, did_you_mean
