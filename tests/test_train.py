@@ -125,6 +125,19 @@ def test_truncation_keeps_the_last_token() -> None:
         assert last == int(data.ids(i)[-1])
 
 
+def test_truncation_leaves_no_question_with_an_answers_end() -> None:
+    """Question, answer, question, answer: what does not end in an answer goes, and a lone question teaches nothing."""
+    data = Samples(1)
+    data.rows, data.lengths = [torch.arange(1, 13)], torch.tensor([12])
+    mask = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1], dtype=torch.bool)
+    data.supervised = lambda i: mask
+    for limit, kept, targets in ((11, [*range(1, 11), 12], 5), (8, [1, 2, 3, 4, 5, 6], 3), (3, [1, 2, 3], 0)):
+        (batch,) = Layout(1, max_length=limit).batches(data, [0])
+        assert batch.idx_BT[0].tolist() == kept[:-1]
+        assert batch.targets == targets
+    assert Layout(1, max_length=5).batches(data, [0])[0].labels_N.tolist() == [4, 12]
+
+
 def test_validation_is_the_same_every_time_and_leaves_the_mode_alone(model: GPT) -> None:
     data = Samples(10)
     fixed = Layout(2).batches(data, list(range(7)))

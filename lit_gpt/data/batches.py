@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.attention import Pack
+from lit_gpt.data.encode import shortened
 
 if TYPE_CHECKING:
     from lit_gpt.data.dataset import TokenDataset
@@ -68,12 +69,18 @@ Sample = tuple[int, np.ndarray, np.ndarray]
 
 
 def read(dataset: "TokenDataset", samples: list[int], max_length: int) -> list[Sample]:
-    """Reads samples; one that is longer than `max_length` keeps its first tokens and its last, the end of the text."""
+    """Reads samples; of one with more than `max_length` tokens an answer is cut, see `encode.shortened`.
 
-    def cut(x: Tensor) -> np.ndarray:
-        return (x if len(x) <= max_length else torch.cat((x[: max_length - 1], x[-1:]))).numpy()
+    Where no answer fits, its first tokens are left, of which none is learnt.
+    """
 
-    return [(i, cut(dataset.ids(i)), cut(dataset.supervised(i))) for i in samples]
+    def cut(ids: np.ndarray, on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(ids) <= max_length:
+            return ids, on
+        kept, marks = map(np.array, shortened(ids.tolist(), on.tolist(), max_length))
+        return (kept, marks) if len(kept) else (ids[:max_length], np.zeros(max_length, dtype=bool))
+
+    return [(i, *cut(dataset.ids(i).numpy(), dataset.supervised(i).numpy())) for i in samples]
 
 
 def pad(samples: list[Sample]) -> Batch:
