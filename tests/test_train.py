@@ -117,11 +117,11 @@ def test_every_epoch_reads_every_sample_once_and_the_longest_comes_first() -> No
 
 def test_truncation_keeps_the_last_token() -> None:
     data = Samples(3, shortest=10, longest=14)
-    (batch,) = Layout(3, max_length=6).batches(data, [0, 1, 2])
-    assert batch.tokens == 18
+    (batch,) = Layout(3, max_length=9).batches(data, [0, 1, 2])
+    assert batch.tokens == 27
     for row, i in enumerate(batch.samples):
-        assert torch.equal(batch.idx_BT[row], data.ids(i)[:5])
-        (last,) = batch.labels_N[batch.places_N == row * 5 + 4].tolist()
+        assert torch.equal(batch.idx_BT[row], data.ids(i)[:8])
+        (last,) = batch.labels_N[batch.places_N == row * 8 + 7].tolist()
         assert last == int(data.ids(i)[-1])
 
 
