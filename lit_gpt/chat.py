@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lit_gpt.files import read_json, write_json
 from lit_gpt.generate import Quantize
+from lit_gpt.methods import Trained
 from lit_gpt.prompts import Conversation, Style, Turn, get_style
 from lit_gpt.settings import UserError, at_least, check_seed, did_you_mean
 
@@ -24,19 +25,9 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Chat:
+class Chat(Trained):
     """With which model, and how."""
 
-    checkpoint_dir: Path
-    """Folder of the converted model."""
-    lora_path: Path | None = None
-    """File that finetune/lora.py wrote, or its folder; unset: the model itself."""
-    adapter_path: Path | None = None
-    """The same of finetune/adapter.py."""
-    adapter_v2_path: Path | None = None
-    """The same of finetune/adapter_v2.py."""
-    finetuned_path: Path | None = None
-    """The same of finetune/full.py."""
     prompt_style: str | None = None
     """How the conversation becomes text: alpaca, chatml, …, model, or a template's file (.jinja). Unset: as it was
     finetuned, or by the model's own chat template, or plain."""
@@ -61,15 +52,8 @@ class Chat:
     seed: int = 1234
     """Seed of the sampling."""
 
-    @property
-    def finetuned(self) -> Path | None:
-        """What was finetuned, by whatever method; the file itself says which."""
-        return self.lora_path or self.adapter_path or self.adapter_v2_path or self.finetuned_path
-
     def __post_init__(self) -> None:
-        paths = ("lora_path", "adapter_path", "adapter_v2_path", "finetuned_path")
-        if len(given := [f"--{name}" for name in paths if getattr(self, name)]) > 1:
-            raise UserError(f"{' and '.join(given)}: a model is finetuned by one of them; give one")
+        super().__post_init__()
         at_least(1, self, "max_new_tokens")
         check_seed(self.seed)
 

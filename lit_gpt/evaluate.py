@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lit_gpt.files import write_text
 from lit_gpt.generate import Quantize
 from lit_gpt.local_data import local_data, require_examples
+from lit_gpt.methods import Trained
 from lit_gpt.results import Results, compare, per_sample, samples_file
 from lit_gpt.settings import UserError, at_least, did_you_mean
 
@@ -33,19 +34,9 @@ OLD_NAMES = {"truthfulqa_mc": ["truthfulqa_mc1", "truthfulqa_mc2"]}
 
 
 @dataclass(kw_only=True)
-class Subject:
+class Subject(Trained):
     """Which model is evaluated, and how it runs."""
 
-    checkpoint_dir: Path
-    """Folder of the converted model."""
-    lora_path: Path | None = None
-    """File that finetune/lora.py wrote, or its folder; unset: the base model."""
-    adapter_path: Path | None = None
-    """The same of finetune/adapter.py."""
-    adapter_v2_path: Path | None = None
-    """The same of finetune/adapter_v2.py."""
-    finetuned_path: Path | None = None
-    """The same of finetune/full.py."""
     precision: Literal["bf16-true", "32-true"] = "bf16-true"
     """Type of weights and arithmetic."""
     quantize: Literal[Quantize, "none"] | None = None
@@ -57,15 +48,8 @@ class Subject:
     save_filepath: Path | None = None
     """JSON file for the results."""
 
-    @property
-    def finetuned(self) -> Path | None:
-        """What was finetuned, by whatever method; the file itself says which."""
-        return self.lora_path or self.adapter_path or self.adapter_v2_path or self.finetuned_path
-
     def __post_init__(self) -> None:
-        paths = ("lora_path", "adapter_path", "adapter_v2_path", "finetuned_path")
-        if len(given := [f"--{name}" for name in paths if getattr(self, name)]) > 1:
-            raise UserError(f"{' and '.join(given)}: a model is finetuned by one of them; give one")
+        super().__post_init__()
         at_least(1, self, "pack_length")
 
     def load(self) -> "GPT":

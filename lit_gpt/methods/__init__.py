@@ -7,6 +7,7 @@ they are saved (`trainable_state`). This module is torch-free, so that `--help` 
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lit_gpt.settings import UserError, at_least
@@ -189,6 +190,32 @@ def file_of(name: str) -> str:
 def path_flag(name: str) -> str:
     """The flag that takes that file."""
     return "finetuned_path" if name == Full.name else f"{name}_path"
+
+
+@dataclass
+class Trained:
+    """The model that a command works with: a base, or what one of the methods made of it."""
+
+    checkpoint_dir: Path
+    """Folder of the converted model."""
+    lora_path: Path | None = None
+    """File that finetune/lora.py wrote, or its folder; unset: the base model."""
+    adapter_path: Path | None = None
+    """The same of finetune/adapter.py."""
+    adapter_v2_path: Path | None = None
+    """The same of finetune/adapter_v2.py."""
+    finetuned_path: Path | None = None
+    """The same of finetune/full.py."""
+
+    def __post_init__(self) -> None:
+        if len(given := [name for name in map(path_flag, METHODS) if getattr(self, name)]) > 1:
+            flags = " and ".join(f"--{name}" for name in given)
+            raise UserError(f"{flags}: a model is finetuned by one of them; give one")
+
+    @property
+    def finetuned(self) -> Path | None:
+        """What was finetuned, by whatever method; the file itself says which."""
+        return self.lora_path or self.adapter_path or self.adapter_v2_path or self.finetuned_path
 
 
 def describe(method: Method) -> dict[str, Any]:
