@@ -1,6 +1,7 @@
 """A conversation with a model, in a terminal or through a pipe."""
 
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -241,7 +242,7 @@ class Talk:
 
     def reset(self) -> None:
         """Forgets what was said; the system prompt stays."""
-        self.turns, self.forgotten = [], 0
+        self.turns, self.forgotten, self.spent = [], 0, Spent()
 
 
 # --- in a terminal and through a pipe ----------------------------------------------------------------------------
@@ -458,10 +459,15 @@ def read_messages(path: Path) -> list[Turn]:
     messages = value.get("messages") if isinstance(value, dict) else None
     keys = ("role", "content")
     if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and all(isinstance(m.get(key), str) for key in keys) for m in messages
+        isinstance(m, dict) and all(_is_text(m.get(key)) for key in keys) for m in messages
     ):
         raise UserError(f'{path}: no conversation; it must hold {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
     return [Turn(message["role"], message["content"]) for message in messages]
+
+
+def _is_text(value: object) -> bool:
+    """JSON can spell halves of characters, which no tokenizer takes."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _is_conversation(path: Path) -> bool:

@@ -17,7 +17,7 @@ from lit_gpt.files import read_json
 from lit_gpt.litgpt_files import lora_of, read_litgpt
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
-from lit_gpt.peft_files import is_peft, read_peft
+from lit_gpt.peft_files import PROMPT_STYLE, is_peft, read_peft
 from lit_gpt.prompts import Style, get_style
 from lit_gpt.quantize import quantized
 from lit_gpt.ranks import divided
@@ -246,7 +246,7 @@ def style_of(checkpoint_dir: str | Path, finetuned: str | Path | None = None, na
     """The prompt style of a model: the one that is named, or that it was finetuned with, or its own chat template.
 
     Args:
-        finetuned: see `read_finetuned`; an adapter of PEFT does not say.
+        finetuned: see `read_finetuned`; an adapter of PEFT says it only if we wrote it.
         named: see `get_style`.
 
     Returns:
@@ -256,8 +256,12 @@ def style_of(checkpoint_dir: str | Path, finetuned: str | Path | None = None, na
         UserError: a file is missing or damaged, or there is no style of that name.
     """
     folder = Path(checkpoint_dir)
-    if named is None and finetuned is not None and not is_peft(Path(finetuned)):
-        named = read_finetuned(finetuned)["prompt_style"]
+    if named is None and finetuned is not None:
+        beside = Path(finetuned) / PROMPT_STYLE
+        if not is_peft(Path(finetuned)):
+            named = read_finetuned(finetuned)["prompt_style"]
+        elif beside.is_file() and not isinstance(named := read_json(beside), str):
+            raise UserError(f"{beside}: must hold the name of a prompt style or a template, in quotes")
     if named is None and (folder / "lit_config.json").is_file():
         merged = read_json(folder / "lit_config.json").get("merged")
         named = merged.get("prompt_style") if isinstance(merged, dict) else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_gpt.files import write_text
+from lit_gpt.files import results_folder, write_text
 from lit_gpt.generate import Quantize
 from lit_gpt.local_data import local_data, require_examples
 from lit_gpt.methods import Trained
@@ -358,9 +358,7 @@ def check_writable(path: Path) -> None:
     """Fails now rather than after hours of evaluation."""
     if path.is_dir():
         raise UserError(f"--save_filepath: {path} is a folder; name a file in it, for example {path / 'results.json'}")
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--save_filepath: cannot write in {nearest}; choose another folder")
+    results_folder(path.absolute().parent, "--save_filepath")
 
 
 @contextlib.contextmanager

@@ -64,7 +64,9 @@ def export(settings: Export) -> None:
             f"{folder} does not say which architecture of the hub it is; put the original model's config.json into "
             f"{origin} and convert it again (scripts/convert_litgpt_checkpoint.py)"
         )
-    results_folder(out)
+    if any(out.glob("lit_*")):  # a converted or finetuned model, or a run
+        raise UserError(f"--output_dir {out} holds another model; choose another folder")
+    results_folder(out, "--output_dir")
     if settings.format == "peft":
         write_peft(folder, settings.lora_path, out)
         return
@@ -209,6 +211,7 @@ def write_peft(folder: Path, finetuned: Path, out: Path) -> None:
 
     from lit_gpt.checkpoint import read_finetuned
     from lit_gpt.methods import restore
+    from lit_gpt.peft_files import PROMPT_STYLE
 
     config, saved = Config.from_checkpoint(folder), read_finetuned(finetuned, folder)
     method, trained = restore(saved["method"]), saved["weights"]
@@ -270,6 +273,7 @@ def write_peft(folder: Path, finetuned: Path, out: Path) -> None:
     with contextlib.ExitStack() as files:
         write_shards(out, layout, state.items(), float("inf"), files, stem="adapter_model")
         write_json(out / "adapter_config.json", described)
+        write_json(out / PROMPT_STYLE, saved["prompt_style"])  # PEFT does not look at it
     print(f"an adapter of {repo} in {out}\nnext: PeftModel.from_pretrained(model, '{out}')", file=sys.stderr)
 
 

@@ -76,8 +76,8 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def results_folder(path: Path) -> None:
-    """Makes the folder of `--out_dir` and tries it, before the long work whose results it gets.
+def results_folder(path: Path, flag: str = "--out_dir") -> None:
+    """Makes the folder that a flag names and tries it, before the long work whose results it gets.
 
     Raises:
         UserError: there is a file of that name, or the folder cannot be written.
@@ -86,7 +86,7 @@ def results_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"--out_dir {path}: cannot write there ({error.strerror}); choose another folder") from error
+        raise UserError(f"{flag} {path}: cannot write there ({error.strerror}); choose another folder") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lit_gpt import processes
 from lit_gpt.files import locked, results_folder
-from lit_gpt.methods import Method, describe
+from lit_gpt.methods import Full, Method, describe
 from lit_gpt.settings import UserError, at_least, check_seed
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ def duration(text: str | None) -> float:
 def finetune(settings: Finetune, method: Method) -> None:
     """Finetunes a model."""
     rank = processes.number(settings.world)
+    if settings.quantize and isinstance(method, Full):
+        raise UserError("--quantize: full finetuning trains these weights; leave it out, or take finetune/lora.py")
     if settings.world == 1 or settings.dry_run:
         take_part(settings, method)
     elif rank is not None:

@@ -19,9 +19,13 @@ DORA = "lora_magnitude_vector"
 """PEFT's name of the trained lengths."""
 
 
+PROMPT_STYLE = "prompt_style.json"
+"""Beside an adapter that we wrote for PEFT: its prompt style."""
+
+
 def is_peft(path: Path) -> bool:
-    """Whether this is the folder of an adapter that PEFT saved."""
-    return (path / "adapter_config.json").is_file()
+    """Whether this is the folder of an adapter for PEFT, and not of a run of ours."""
+    return (path / "adapter_config.json").is_file() and not any(path.glob("lit_model_*_finetuned.pth"))
 
 
 def read_peft(folder: Path, config: Config) -> dict[str, Any]:

@@ -234,6 +234,8 @@ def plot(settings: Plot) -> None:
         raise UserError(
             f"--out: {settings.out} is a folder; name a picture in it, for example {settings.out / 'a.png'}"
         )
+    if settings.out.suffix != ".png":
+        raise UserError(f"--out: {settings.out} is no name of a picture; it must end in .png")
     files = [Path(path) for path in settings.results]
     names = settings.names or distinct([file.stem for file in files])
     runs = {name: Results.read(file) for name, file in zip(names, files, strict=True)}

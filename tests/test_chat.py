@@ -203,6 +203,7 @@ def test_save_and_load(talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture
         ("/load other.json", r'no conversation; it must hold {"messages"'),
         ("/load broken.json", "not valid JSON"),
         ("/load user.json", "it ends with the user's turn"),
+        ("/load half.json", r'no conversation; it must hold {"messages"'),
         ("/load role.json", "turn 1 has the role 'bot'"),
         ("/load tool.json", "alpaca has no turns of the tool"),
     ],
@@ -215,6 +216,7 @@ def test_commands_that_cannot_be_done(
     Path("broken.json").write_text("{")
     ask, reply = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     write_json("user.json", {"messages": [ask]})
+    Path("half.json").write_text(r'{"messages": [{"role": "user", "content": "\ud800"}]}')
     write_json("role.json", {"messages": [{"role": "bot", "content": "x"}]})
     write_json("tool.json", {"messages": [ask, {"role": "tool", "content": "1"}, reply]})
     with pytest.raises(UserError, match=expected):

@@ -113,7 +113,7 @@ WRONG = {
     "half": ({"prompt": "a"}, "x:1: no key 'completion' among 'prompt'"),
     "none": ({"a": 1}, "x:1: no key 'instruction' among 'a'"),
     "system": ({"system": 5, "instruction": "a", "output": "b"}, "x:1:system: a number where text should be: '5'"),
-    "long": ({"text": ["y" * 500]}, "…'; put it between quotes"),
+    "long": ({"text": ["y" * 500]}, "…'; give a text, or take the row out"),
 }
 
 

@@ -299,11 +299,19 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "a weight to every source, or to none",
     ),
     "negative": ("sources: [{data_file: a.jsonl, weight: -1}]", "weight, cap and rows must be positive"),
+    "no output": (
+        "sources: [{data_file: a.jsonl, template: {instruction: x}}]",
+        "template needs instruction and output",
+    ),
+    "braces": (
+        "sources: [{data_file: a.jsonl, template: {instruction: '{a', output: '{b}'}}]",
+        "template.instruction: only keys in braces",
+    ),
     "regex": ("sources: [{data_file: a.jsonl, keep: '('}]", "sources[0]: keep is no regular expression (missing )"),
     "gone": ("sources: [{data_file: x.jsonl}]", "no file x.jsonl"),
     "eval": ("sources: [{data_file: a.jsonl}]\ndecontaminate: [x.jsonl]", "no file x.jsonl"),
     "nothing": ("sources: [{data_file: a.jsonl, keep: zzz}]", "mix.yaml: no row is left of 0; loosen filters"),
-    "fill": ("sources: [{data_file: c.jsonl, cap: 1, template: {output: '{x}'}}]", "10 broken rows in c.jsonl"),
+    "fill": ("sources: [{data_file: c.jsonl, cap: 1, template: {text: '{x}'}}]", "10 broken rows in c.jsonl"),
     "map": ("sources: [{data_file: a.jsonl, map: nothing}]", "--map: 'nothing' is not of the form"),
     "near": ("sources: [{data_file: a.jsonl}]\nduplicates: near", "needs the package rensa; pip install"),
 }

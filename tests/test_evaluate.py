@@ -232,6 +232,7 @@ def test_names_of_2023_and_patterns(own_tasks: Path, tmp_path: Path) -> None:
         (["--max_seq_length", "257"], "--max_seq_length: must be between 2 and 256"),
         (["--include_path", "no/such"], "--include_path: no task files"),
         (["--save_filepath", "."], "--save_filepath: . is a folder"),
+        (["--save_filepath", "/proc/no/such/x.json"], "--save_filepath /proc/no/such: cannot write there"),
         (["--checkpoint_dir", "no/such"], "no folder no/such"),
         (["--lora_path", "no/such.pth"], "no file no/such.pth"),
         (["--eval_tasks", "[own_chioce]"], "no task 'own_chioce'; did you mean own_choice"),

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import command, train_sentencepiece
+from conftest import command, make_checkpoint, train_sentencepiece
 from safetensors.torch import load_file, save_file
 from test_families import VARIANTS, error
 
 from lit_gpt import Config, load_gpt
-from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned
+from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned, style_of
 from lit_gpt.files import write_json
 from lit_gpt.methods import Adapter, Full, LoRA, Method, file_of
 from lit_gpt.settings import UserError
@@ -113,6 +113,21 @@ def test_peft_opens_what_was_trained(variant: str, changes: dict, tmp_path: Path
         expected = ours(idx)
         assert error(model.eval()(idx).logits, expected) <= 1e-5
         assert error(load_gpt(folder, torch.float32)(idx), expected) > 1e-3
+    assert style_of(folder, out).name == "alpaca"
+    (out / "prompt_style.json").unlink()
+    assert style_of(folder, out) is None
+
+
+def test_the_folder_of_a_run_or_a_model_is_not_written_into(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    """Otherwise its finetuned file would stand beside an adapter for PEFT, or a model among another one's files."""
+    trained(checkpoint, LoRA(), tmp_path / "lit_model_lora_finetuned.pth")
+    flags = ["--checkpoint_dir", checkpoint, "--lora_path", tmp_path, "--format", "peft"]
+    for place in (tmp_path, make_checkpoint(tmp_path / "tests" / "other")):
+        assert command("export", *flags, "--output_dir", place) == 2
+        assert f"--output_dir {place} holds another model" in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").write_text("{}")  # ours is taken all the same
+    assert style_of(checkpoint, tmp_path).name == "alpaca"
+    assert read_finetuned(tmp_path, checkpoint)["prompt_style"] == "alpaca"
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,8 @@ def test_precisions_that_do_not_go_together_and_a_missing_package(
     assert command("finetune lora", *flags, "--precision", "bf16-mixed") == 2
     told = "--quantize bnb.nf4 needs --precision bf16-true or 32-true, got bf16-mixed"
     assert capsys.readouterr().err == f"error: {told}\n"
+    assert command("finetune full", *flags) == 2
+    assert "--quantize: full finetuning trains these weights" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert command("finetune lora", *flags) == 2
     assert "--quantize needs bitsandbytes; pip install bitsandbytes" in capsys.readouterr().err

@@ -162,6 +162,7 @@ def test_one_score_a_task_is_drawn() -> None:
         ('{"results": {"a": {"ppl,none": 12.0}}}', [], "nothing to draw"),
         ('{"results": {"a": {"acc,none": 0.5}}}', ["--names", "[a,b]"], "--names: 2 names for 1 files"),
         ('{"results": {"a": {"acc,none": 0.5}}}', ["--out", "."], "--out: . is a folder"),
+        ('{"results": {"a": {"acc,none": 0.5}}}', ["--out", "results.json"], "results.json is no name of a picture"),
     ],
 )
 def test_errors_are_one_line(content, flags: list, message: str, tmp_path: Path, capsys) -> None:

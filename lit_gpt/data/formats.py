@@ -180,7 +180,8 @@ def _text(place: str, key: str, value: Any) -> str:
         BadRow: it is not text, or not all of it is.
     """
     if not isinstance(value, str):
-        raise BadRow(f"{place}:{key}: {_kind(value)} where text should be: {shown(value)}; put it between quotes")
+        mend = "put it between quotes" if isinstance(value, (bool, int, float)) else "give a text, or take the row out"
+        raise BadRow(f"{place}:{key}: {_kind(value)} where text should be: {shown(value)}; {mend}")
     if not value.isascii():
         try:
             value.encode()

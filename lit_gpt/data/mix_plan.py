@@ -86,6 +86,11 @@ def read_plan(path: Path) -> Plan:
             raise UserError(f"{where}: weight, cap and rows must be positive")
         if bad := sorted({*(part.template or {})} - {*FIELDS[:-1]}):
             raise UserError(f"{where}: template has {bad[0]}; it takes {', '.join(FIELDS[:-1])}")
+        if part.template and not ({"instruction", "output"} <= part.template.keys() or "text" in part.template):
+            raise UserError(f"{where}: template needs instruction and output, or text")
+        for name, text in (part.template or {}).items():
+            if re.search(r"[{}]", re.sub(r"\{\w+\}", "", text)):
+                raise UserError(f"{where}: template.{name}: only keys in braces, such as {{question}}, are filled in")
         for name in ("keep", "drop"):
             try:
                 re.compile(getattr(part, name) or "")

@@ -81,6 +81,8 @@ def expand(names: list[str], flag: str = "--data_file") -> list[Path]:
             found += matching
         else:
             found.append(path)
+    if strange := [path for path in found if path.exists() and not path.is_file()]:  # a pipe would be waited for
+        raise UserError(f"{flag}: {strange[0]} is no regular file; name a file")
     return found
 
 
