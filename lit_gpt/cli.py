@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
     "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
+    "verify": ("challenge.verify:verify", "challenge.verify:Verify"),
     "plot": ("results:plot", "results:Plot"),
 }
 

@@ -23,9 +23,10 @@ FLOORS = [
     {"compiling"},
     {"run", "rehearsal"},
     {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
+    {"challenge"},
     {"cli"},
 ]
-LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
+LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval", "submission"]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
