@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
     "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
     "verify": ("challenge.verify:verify", "challenge.verify:Verify"),
+    "helm check": ("challenge.helm:helm_check", "challenge.helm:HelmCheck"),
     "plot": ("results:plot", "results:Plot"),
 }
 

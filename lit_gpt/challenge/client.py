@@ -281,7 +281,7 @@ _TALK = "###\nArticle: {}\n\nSummarize the above article in 1 sentence.\n{}"
 SHAPES: dict[str, dict[str, Any]] = {
     "MMLU": body(f"{_HEAD} about nature.\n\n{_ASK}", 1, top_k_per_token=5),
     "TruthfulQA": body(_ASK, 1, top_k_per_token=5),
-    "BBQ, ETHICS, corr2cause": body(f"{_HEAD}.\n\n{_ASK}", 1),
+    "BBQ, ETHICS, corr2cause": body(f"{_HEAD}.\n\n{_ASK}", 1, top_k_per_token=5),
     "BIG-bench, choices": body(_ASK, 64),
     "BIG-bench, texts": body("Say it backwards.\n\nQ: one two\nA: two one\n\nQ: sun moon\nA:", 64),
     "GSM8K": body(_SUMS_ASK, 400, stop=("\n\n",)),
