@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
     "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
+    "serve": ("serve:serve", "serve:Serve"),
     "verify": ("challenge.verify:verify", "challenge.verify:Verify"),
     "helm check": ("challenge.helm:helm_check", "challenge.helm:HelmCheck"),
     "plot": ("results:plot", "results:Plot"),
