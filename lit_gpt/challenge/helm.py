@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lit_gpt.challenge.started import Submission, listens
+from lit_gpt.challenge.started import Started, listens
 from lit_gpt.files import read_json, results_folder, write_json, write_text
 from lit_gpt.results import markdown
 from lit_gpt.settings import UserError, at_least
@@ -98,7 +98,7 @@ def helm_check(settings: HelmCheck) -> None:
 @contextlib.contextmanager
 def _server(settings: HelmCheck) -> Iterator[str]:
     if settings.url is None:
-        with Submission(settings.bundle_dir, settings.start_timeout) as server:
+        with Started(settings.bundle_dir, settings.start_timeout) as server:
             yield server.url
     elif not listens(settings.url):
         raise UserError(f"--url: nothing listens at {settings.url}; start it with python submission/serve.py")

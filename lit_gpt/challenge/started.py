@@ -15,7 +15,7 @@ GRACE = 10
 """Seconds that a server may take to end before it is killed: those of `docker stop`."""
 
 
-class Submission:
+class Started:
     """The server of a bundle as a process of its own on a free port; it ends with the `with` block."""
 
     def __init__(self, folder: Path | None, start_timeout: float) -> None:
@@ -24,7 +24,7 @@ class Submission:
         self.keep_log = False
         """Whether the file with what the server wrote stays."""
 
-    def __enter__(self) -> "Submission":
+    def __enter__(self) -> "Started":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

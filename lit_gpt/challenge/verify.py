@@ -27,7 +27,7 @@ from lit_gpt.challenge.client import (
     long_text,
 )
 from lit_gpt.challenge.properties import PROPERTIES, fields
-from lit_gpt.challenge.started import GRACE, Submission, listens
+from lit_gpt.challenge.started import GRACE, Started, listens
 from lit_gpt.files import write_json
 from lit_gpt.settings import Stopped, UserError, at_least, one_line
 
@@ -206,7 +206,8 @@ def at_once(trial: Trial) -> str:
 
 def _apart(name: str, alone: Reply, among: Reply) -> Failure:
     """Two greedy answers that differ: by rounding, if the first tokens that do were about as likely, or by more."""
-    place = len(os.path.commonprefix([alone.text, among.text]))
+    pairs = zip(alone.text, among.text, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(alone.text), len(among.text)))
     texts = f"alone {alone.text[place:]!r:.40}, among others {among.text[place:]!r:.40}"
     message = f"{name}, from character {place} on: {texts}"
     for a, b in zip(alone.tokens, among.tokens, strict=False):
@@ -381,7 +382,7 @@ def hang_up(trial: Trial) -> str:
     return healthy(trial)
 
 
-def ends(server: Submission, trial: Trial) -> str:
+def ends(server: Started, trial: Trial) -> str:
     """SIGTERM, as Docker sends it: the answer under way is finished, and the process ends."""
     longest = max(trial.alone, key=lambda name: trial.alone[name].seconds, default="GSM8K")
     answered = []
@@ -448,7 +449,7 @@ def verify(settings: Verify) -> None:
     with contextlib.ExitStack() as stack:
         server = None
         if settings.url is None:
-            server = stack.enter_context(Submission(settings.bundle_dir, settings.start_timeout))
+            server = stack.enter_context(Started(settings.bundle_dir, settings.start_timeout))
         elif not listens(settings.url):
             raise UserError(f"--url: nothing listens at {settings.url}; start it with python submission/serve.py")
         trial = Trial(settings, server.url if server else settings.url)
