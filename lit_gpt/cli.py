@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
     "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
     "plot": ("results:plot", "results:Plot"),
+    "prepare submission": ("challenge.bundle:prepare_submission", "challenge.bundle:Submission"),
 }
 
 

@@ -22,7 +22,19 @@ FLOORS = [
     {"workload", "resume"},
     {"compiling"},
     {"run", "rehearsal"},
-    {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
+    {
+        "generate",
+        "chat",
+        "finetune",
+        "merge",
+        "export",
+        "harness",
+        "local_data",
+        "results",
+        "evaluate",
+        "perplexity",
+        "challenge",
+    },
     {"cli"},
 ]
 LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
