@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
     "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
     "plot": ("results:plot", "results:Plot"),
+    "plan": ("challenge.cards:plans", "challenge.cards:Plans"),
     "prepare submission": ("challenge.bundle:prepare_submission", "challenge.bundle:Submission"),
 }
 

@@ -10,7 +10,9 @@
 All files are gathered as a table of names first. The rules look at that table, and only then anything is written.
 """
 
+import contextlib
 import importlib.metadata
+import io
 import json
 import re
 import shutil
@@ -352,7 +354,9 @@ def _write(files: Files, s: Submission) -> None:
             else:
                 shutil.copyfile(content, target)
         if s.merge:
-            merge_lora(Merge(s.checkpoint_dir, s.finetuned, new / "model"))
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                merge_lora(Merge(s.checkpoint_dir, s.finetuned, new / "model"))
+            print(said.getvalue().partition("next: ")[0].replace(str(new), str(s.out_dir)), end="", file=sys.stderr)
         if s.out_dir.is_dir():
             s.out_dir.rename(old)
         new.rename(s.out_dir)

@@ -113,8 +113,8 @@ def _base(model: Model, served: Part | None, run: dict[str, Any]) -> Part:
     if served and served.fetched:
         return served
     if (model.base / RECORD).is_file() and read_json(model.base / RECORD).get("commit") and not model.gated:
-        return referenced(model.base, "train/base")
-    return served or copied(model.base, "train/base")
+        return referenced(model.base, "base")
+    return served or copied(model.base, "base")
 
 
 def _data(run: dict[str, Any], base: str) -> tuple[list[DataSet], Files, list[str], str]:

@@ -97,8 +97,8 @@ def referenced(folder: Path, place: str) -> Part:
     described = read_json(folder / "lit_config.json")
     if not record.get("commit") or described.get("merged") or described.get("litgpt"):
         raise UserError(
-            f"--weights reference: {folder} is no download of scripts/download.py from the hub, so there is no commit to "
-            "fetch; take --weights copy"
+            f"--weights reference: {folder} is no download from the hub (scripts/download.py), so there is no commit "
+            "to fetch; take --weights copy"
         )
     repo_id, commit = record["repo_id"], record["commit"]
     sums = {name: known["sha256"] for name, known in record["files"].items() if "sha256" in known}
@@ -116,7 +116,7 @@ def referenced(folder: Path, place: str) -> Part:
     steps = [
         f"COPY {place} {place}",
         f"RUN python scripts/download.py --repo_id {repo_id} --revision {commit} --checkpoint_dir {place} "
-        f"&& cd {place} && sha256sum --check --quiet weights.sha256 && cd - "
+        f"&& (cd {place} && sha256sum --check --quiet weights.sha256) "
         f"&& {convert} && rm -f {target}/*.safetensors {target}/pytorch_model*.bin",
     ]
     return Part(files, steps, target, sum(known["size"] for known in record["files"].values()))
