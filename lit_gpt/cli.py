@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": ("export:export", "export:Export"),
     "evaluate": ("evaluate:evaluate", "evaluate:Evaluate"),
     "perplexity": ("perplexity:perplexity", "perplexity:Perplexity"),
+    "serve": ("serve:serve", "serve:Serve"),
     "plot": ("results:plot", "results:Plot"),
     "plan": ("challenge.cards:plans", "challenge.cards:Plans"),
     "prepare submission": ("challenge.bundle:prepare_submission", "challenge.bundle:Submission"),

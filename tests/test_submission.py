@@ -373,7 +373,7 @@ def test_what_the_run_was_made_with_must_be_there(
 
 def test_settings_of_the_server(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.yaml"
-    own.write_text("batch_size: 4\nquantize: torch.int8\ncut: null\n")
+    own.write_text("checkpoint_dir: elsewhere\nport: 8090\nbatch_size: 4\nquantize: torch.int8\n")
     assert prepare(tmp_path / "bundle", "--serve_config", own) == 0
     settings = yaml.safe_load((tmp_path / "bundle/serve.yaml").read_text())
     assert (settings["batch_size"], settings["quantize"], settings["cut"]) == (4, "torch.int8", None)

@@ -17,20 +17,21 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from lit_gpt.challenge.cards import CARDS, LONGEST, Serving, serving
+from lit_gpt.challenge.cards import CARDS, Serving, serving
 from lit_gpt.challenge.rules import RULES, Entry, Finding, findings
 from lit_gpt.challenge.training import Training, training
 from lit_gpt.challenge.weights import Files, Model, Part, Tuned, copied, referenced, tuned
 from lit_gpt.files import results_folder, size_text, write_text
 from lit_gpt.merge import Merge, merge_lora
 from lit_gpt.methods import Trained
-from lit_gpt.settings import UserError, did_you_mean, one_line
+from lit_gpt.serve import Serve
+from lit_gpt.settings import UserError, did_you_mean, one_line, parse
 
 ROOT = Path(__file__).parents[2]
 CODE = ("lit_gpt", "scripts", "finetune", "submission")
@@ -54,8 +55,8 @@ class Submission(Trained):
     merge: bool = False
     """Fold what LoRA trained into the base's weights; these can be fetched nowhere, so they are copied."""
     serve_config: Path | None = None
-    """Settings of submission/serve.py as a YAML file; unset: bfloat16, as many rows as fit, answers end at a blank
-    line."""
+    """Settings of submission/serve.py as a YAML file, such as one that you tried; unset: its defaults, but for answers
+    that end at a blank line (cut). Without batch_size there are as many rows as fit, at most 30."""
     data_url: str | None = None
     """Where data of your own are public."""
     allow: list[str] | str = field(default_factory=list)
@@ -150,30 +151,22 @@ def _refuse(found: dict[str, list[Finding]], allowed: list[str]) -> None:
 
 
 def _serve_settings(s: Submission, model: Model, what: Tuned, folder: str) -> tuple[dict[str, Any], Serving]:
-    """Settings of submission/serve.py in the bundle, and the memory that they take."""
-    length = min(LONGEST, model.config.block_size) if model.config.ends else LONGEST
-    config = {"precision": "bf16-true", "quantize": None, "max_seq_length": length, "cut": "blank_line"}
-    config |= _read_serve_config(s.serve_config) if s.serve_config else {}
+    """Settings of submission/serve.py in the bundle, and the memory that they take.
+
+    Raises:
+        UserError: --serve_config holds what the server does not take; names the line.
+    """
+    argv = ["--config", str(s.serve_config)] if s.serve_config else ["--cut", "blank_line"]
+    (own,) = parse([*argv, "--checkpoint_dir", folder], [Serve], "", "")
+    length = min(own.max_seq_length, model.config.block_size)
+    tuned_in, tuned_size = (None, 0) if s.merge else (what.quantize, what.size)
+    kind = own.quantize or tuned_in
+    needed = serving(model.config, own.precision, None if kind == "none" else kind, length, tuned_size)
+    own.batch_size = own.batch_size or min(MOST_ROWS, needed.rows(CARDS[s.track].usable_gb))
+    elsewhere = {field.name for field in fields(Trained)} | {"host", "port"}
+    config = {name: value for name, value in asdict(own).items() if name not in elsewhere}
     places = {"checkpoint_dir": folder} | ({"lora_path": what.path} if what.path and not s.merge else {})
-    trained_in = what.quantize if config["quantize"] is None and not s.merge else config["quantize"]
-    kind = None if trained_in == "none" else trained_in
-    tuned_size = 0 if s.merge else what.size
-    needed = serving(model.config, config["precision"], kind, config["max_seq_length"], tuned_size)
-    config.setdefault("batch_size", min(MOST_ROWS, needed.rows(CARDS[s.track].usable_gb)))
     return {**places, **config}, needed
-
-
-def _read_serve_config(path: Path) -> dict[str, Any]:
-    """The user's own settings of the server; where the bundle's files are is not among them."""
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--serve_config {path}: cannot read it ({one_line(str(error))})") from error
-    if not isinstance(given, dict):
-        raise UserError(f"--serve_config {path}: no settings in it; write lines such as 'batch_size: 8'")
-    if wrong := sorted({"checkpoint_dir", "lora_path", "host", "port"} & given.keys()):
-        raise UserError(f"--serve_config {path}: {wrong[0]} is the bundle's own; take it out")
-    return given
 
 
 def _code() -> Files:
