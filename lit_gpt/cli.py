@@ -47,6 +47,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": ("challenge.verify:verify", "challenge.verify:Verify"),
     "helm check": ("challenge.helm:helm_check", "challenge.helm:HelmCheck"),
     "plot": ("results:plot", "results:Plot"),
+    "plan": ("challenge.cards:plans", "challenge.cards:Plans"),
+    "prepare submission": ("challenge.bundle:prepare_submission", "challenge.bundle:Submission"),
 }
 
 

@@ -1,1 +1,1 @@
-"""The NeurIPS 2023 LLM Efficiency Challenge: its rules, its evaluation, and a submission to it."""
+"""The NeurIPS 2023 LLM Efficiency Challenge: its rules, its two cards, and what is handed in."""
