@@ -1,12 +1,16 @@
 """The recipes in config_hub/: the real parser takes them, they fit their cards, and their README tells the truth."""
 
+import gzip
 import itertools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from conftest import command
+from hub_server import HubServer
+from test_cli import launched
 
 from lit_gpt.challenge.cards import CARDS, STARTING, operations, outlook, run_length
 from lit_gpt.challenge.rules import PERMITTED
@@ -118,6 +122,58 @@ def test_the_model_of_the_hours() -> None:
     slow = outlook(CARDS["a100"], Finetune(Path("x"), low_memory=True), LoRA(), config)
     assert slow.again
     assert slow.tokens_per_second < a100.tokens_per_second
+
+
+def rows_of(count: int, **texts: str) -> list[dict[str, str]]:
+    return [{key: text.format(n) for key, text in texts.items()} for n in range(count)]
+
+
+def lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_the_commands_of_the_readme(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small model in the base's place, and a few rows in each file that the mix asks for."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config_hub").symlink_to(HUB)
+    files = {path.name: path.read_bytes() for path in (ROOT / "quickstart/hub/lit-gpt/tiny-facts").iterdir()}
+    hub.add("mistralai/Mistral-7B-v0.1", {}, lfs=files)
+    gsm8k = pa.BufferOutputStream()
+    problems = rows_of(9, question="What is {0} + {0}?", answer="{0} + {0} = <<{0}+{0}=1>>1\n#### {0}")
+    parquet.write_table(pa.Table.from_pylist(problems), gsm8k)
+    tree = {"role": "prompter", "text": "Who?", "lang": "en"}
+    replies = [{"role": "assistant", "text": f"I, number {n}.", "lang": "en", "rank": 0} for n in range(9)]
+    trees = [{"tree_state": "ready_for_export", "prompt": {**tree, "replies": [reply]}} for reply in replies]
+    lima = [{"conversations": [f"Why {n}?", f"Because of {n}."], "source": "x"} for n in range(9)]
+    held = {
+        "databricks/databricks-dolly-15k": {
+            None: lines(rows_of(9, instruction="Say {0}", context="", response="{0}."))
+        },
+        "OpenAssistant/oasst1": {None: gzip.compress(lines(trees))},
+        "GAIR/lima": {None: lines(lima)},
+        "openai/gsm8k": {None: gsm8k.getvalue().to_pybytes()},
+        "Muennighoff/flan": {},
+    }
+    for part in read_plan(HUB / "mix.yaml").sources:
+        names = [part.data_file] if isinstance(part.data_file, str) else part.data_file
+        content = {
+            n: held[part.repo_id].get(None) or lines(rows_of(9, inputs=f"{n} {{0}}?", targets="Yes {0}."))
+            for n in names
+        }
+        hub.add(f"datasets/{part.repo_id}", {}, lfs=content)
+    block = re.search(r"```sh\n(.*?)```", (HUB / "README.md").read_text(), re.DOTALL)[1].replace("\\\n", " ")
+    model, *commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    small = ["--batch_size", "4", "--max_steps", "1", "--eval_iters", "1", "--lora_r", "2", "--pack_length", "128"]
+    for _, launcher, *words in commands:
+        words = [word.replace("$model", model[0].partition("=")[2]) for word in words]
+        assert command(launched(launcher), *words, *(small if "finetune" in launcher else [])) == 0
+    manifest = json.loads(Path("data/mix/manifest.json").read_text())
+    assert {source["name"]: source["used"] for source in manifest["sources"]} == {
+        **dict.fromkeys(("dolly", "oasst1", "lima", "gsm8k"), 9),
+        "flan": 63,
+    }
+    assert Path("out/4090/7b-qlora/lit_model_lora_finetuned.pth").is_file()
 
 
 def test_the_mix_is_of_permitted_data() -> None:

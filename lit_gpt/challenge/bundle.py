@@ -92,7 +92,7 @@ def prepare_submission(settings: Submission) -> None:
         own = None if s.merge or model.trained else served
         again = training(what.run, what.folder, model, own, card)
         for found in again.data:
-            found.urls = found.urls or ([s.data_url] if s.data_url and found.local else [])
+            found.urls = found.urls or ([s.data_url] if s.data_url and found.files else [])
     config, needed = _serve_settings(s, model, what, served.folder)
     files = {**_code(), **({} if s.merge else served.files | what.files)}
     if again:

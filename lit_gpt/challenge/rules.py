@@ -36,6 +36,8 @@ class DataSet:
     rows: int | None = None
     local: list[Path] = field(default_factory=list)
     """Files of this machine's, where it was not downloaded."""
+    gone: bool = False
+    """Whether these are not there any more as they were."""
 
     @property
     def place(self) -> str:
@@ -132,6 +134,11 @@ def data(entry: Entry) -> Iterator[Finding]:
         yield Finding(False, "what was trained on is not known: no run.json and prepared data; keep the run's folders")
     for found in entry.data:
         name = f"{found.name} ({found.place})" if found.place else found.name
+        if found.gone:
+            files = ", ".join(file["file"] for file in found.files)
+            yield Finding(
+                False, f"{name}: its rows ({files}) are gone or have changed; bring them back for Dockerfile.train"
+            )
         reasons = [why for pattern, why in REFUSED.items() if re.search(pattern, name, re.IGNORECASE)]
         if reasons:
             yield Finding(False, f"{name} {reasons[0]}")
@@ -140,9 +147,8 @@ def data(entry: Entry) -> Iterator[Finding]:
         elif found.place:
             yield Finding(True, f"{name}: public; that no model but an approved base wrote it is for you to know")
         else:
-            yield Finding(
-                False, f"{name} is data of your own, which must be public: say where with --data_url, or allow it"
-            )
+            why = "is data of your own, which must be public: say where with --data_url"
+            yield Finding(False, f"{name} {why}")
 
 
 SECRETS = {

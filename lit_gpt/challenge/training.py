@@ -146,7 +146,8 @@ def _data(run: dict[str, Any], base: str) -> tuple[list[DataSet], Files, list[st
             if tests:
                 given["test_file"] = places[-1]
         else:
-            given |= {key: settings[key] for key in ("data_file", "repo_id", "test_file") if settings.get(key)}
+            kept = () if found.gone else ("data_file", "repo_id", "test_file")
+            given |= {key: settings[key] for key in kept if settings.get(key)}
             if found.commit:
                 given["revision"] = found.commit
             elif settings.get("data_url"):
@@ -215,21 +216,18 @@ def _mix(manifest: dict[str, Any], files: Files, target: str) -> tuple[list[Data
 
 
 def _source(told: dict[str, Any], recorded: list[dict[str, str]], settings: dict[str, Any]) -> DataSet:
-    """Where rows came from, by what a preparation or a mix recorded.
-
-    Raises:
-        UserError: they came from files of this machine's that are gone or have changed.
-    """
+    """Where rows came from, by what a preparation or a mix recorded."""
     found = DataSet(told["name"], told.get("repo_id"), told.get("commit"), list(told.get("urls") or []), recorded)
     found.licence = told.get("licence")
     if not found.place:
-        names = [name for key in ("data_file", "test_file") if (name := settings.get(key))]
-        flat = [name for given in names for name in (given if isinstance(given, list) else [given])]
-        found.local = expand(flat)
-        if not all(path.is_file() for path in found.local) or (
-            [fingerprint(path) for path in found.local] != [file["sha256"] for file in recorded]
-        ):
-            raise UserError(f"the rows of '{found.name}' ({', '.join(flat)}) are gone or have changed; bring them back")
+        given = [settings.get(key) or [] for key in ("data_file", "test_file")]
+        names = [name for several in given for name in (several if isinstance(several, list) else [several])]
+        try:
+            found.local = expand(names)
+            found.gone = [fingerprint(path) for path in found.local] != [file["sha256"] for file in recorded]
+        except UserError:
+            found.gone = True
+        found.local = [] if found.gone else found.local
     return found
 
 
