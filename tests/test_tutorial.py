@@ -29,10 +29,12 @@ MODEL = "mistralai/Mistral-7B-v0.1"
 HELM = os.environ.get("HELM_PYTHON")
 SMALL = {
     "scripts/inspect_data.py": "--samples 1",
-    "finetune/lora.py": "--precision 32-true --lora_r 4 --max_steps 2 --batch_size 4"
+    "finetune/lora.py": "--quantize null --precision 32-true --lora_r 4 --max_steps 2 --batch_size 4"
     " --micro_batch_size 2 --pack_length 256 --eval_iters 1",
     "eval/lm_eval_harness.py": "--include_path tasks --precision 32-true",
     "submission/serve.py": "--precision 32-true",
+    "scripts/prepare_submission.py": "--serve_config small.yaml",
+    "submission/verify.py": "--clients 8",
 }
 """Start of a command -> what is added for lack of a GPU and time."""
 
@@ -51,6 +53,7 @@ def put_stand_ins(folder: Path, hub) -> None:
     mix = yaml.safe_load((ROOT / "config_hub/mix.yaml").read_text())
     mix = {**mix, "sources": [source for source in mix["sources"] if source["name"] == "dolly"], "rows": None}
     (folder / "config_hub/mix.yaml").write_text(yaml.safe_dump({key: value for key, value in mix.items() if value}))
+    (folder / "small.yaml").write_text("precision: 32-true\ncut: blank_line\n")
     (folder / "tasks").mkdir()
     (folder / "rows.jsonl").write_bytes(lines)
     task = {"output_type": "multiple_choice", "doc_to_text": "{{instruction}}", "doc_to_choice": ["yes", "no"]}
