@@ -232,7 +232,7 @@ def main() -> None:
         words = re.findall(r"\w+", file.read())
     if "broken" in words:
         sys.exit("error: model/: no lit_model.pth")
-    fake = FakeSubmission(*set(words) & set(DEFECTS), port=port, delay=0.02 if "slow" in words else 0)
+    fake = FakeSubmission(*set(words) & set(DEFECTS), port=port, delay=0.05 if "slow" in words else 0)
     fake.server.daemon_threads = False
     if "stays" in words:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

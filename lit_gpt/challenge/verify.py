@@ -396,7 +396,8 @@ def hang_up(trial: Trial) -> str:
 
 def ends(server: Started, trial: Trial) -> str:
     """SIGTERM, as Docker sends it: the answer under way is finished, and the process ends."""
-    longest = max(trial.alone, key=lambda name: trial.alone[name].seconds, default="GSM8K")
+    greedy = [name for name in trial.alone if SHAPES[name]["temperature"] == GREEDY]  # as long as before
+    longest = max(greedy, key=lambda name: trial.alone[name].seconds, default="GSM8K")
     answered = []
 
     def last() -> None:
@@ -405,7 +406,7 @@ def ends(server: Started, trial: Trial) -> str:
 
     thread = threading.Thread(target=last)
     thread.start()
-    time.sleep(max(0.05, trial.alone[longest].seconds / 4 if trial.alone else 0))  # until it is under way
+    time.sleep(max(0.2, trial.alone[longest].seconds / 4 if greedy else 0))  # until it is under way
     began = time.monotonic()
     code = server.terminate()
     if code is None:
