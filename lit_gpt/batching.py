@@ -345,7 +345,7 @@ class Engine:
 
     def _filled(self, size: int) -> int:
         """The number of tokens to which a call with so many is filled up."""
-        return next(like for like in self.sizes or [len(self.rows)] if like >= size)
+        return next(like for like in self.sizes or [sixteens(len(self.rows))] if like >= size)
 
 
 def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:
@@ -356,6 +356,11 @@ def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) 
             break
         count += 1
     return count
+
+
+def sixteens(size: int) -> int:
+    """The next multiple of 16: kernels treat all rows of such a number alike."""
+    return -(-size // 16) * 16
 
 
 def _likeliest(logprobs_AV: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:
@@ -378,9 +383,11 @@ def like_sizes(model: GPT, rows: int, piece: int) -> list[int]:
 
     Tried with random numbers on the first block, the last one and the head. Empty if it holds for large numbers only.
     """
-    few = sorted({min(size, rows) for size in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)})
-    most = piece + rows
-    sizes = sorted({*few, piece // 4, piece // 2, 3 * piece // 4, piece, *(piece + size for size in few)} - {0, most})
+    few, most = (
+        [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128) if n <= sixteens(rows)],
+        sixteens(rows + piece),
+    )
+    sizes = sorted({*few, *range(32, piece, 32), piece, *(piece + size for size in few)})
     weight, blocks = model.wte.weight, [model.blocks[0], model.blocks[-1]]
     x_1MC = torch.randn(1, most, model.config.n_embd, generator=torch.Generator().manual_seed(0))
     x_1MC = x_1MC.to(weight.device, weight.dtype)
@@ -394,9 +401,15 @@ def like_sizes(model: GPT, rows: int, piece: int) -> list[int]:
             return [*out, model.logits(part_1MC)]
 
     whole = tokenwise(0, most)
-    for size in list(sizes):
-        for at in (0, most - size):
-            if not all(map(torch.equal, tokenwise(at, size), (x[:, at : at + size] for x in whole))):
-                sizes.remove(size)
-                break
-    return [*sizes, most] if sizes and sizes[0] <= 8 else []
+    alike = []
+    for size in (size for size in sizes if size < most):
+        starts = [
+            at for at in (0, 1, 3, most - size) if at + size <= most
+        ]  # the last rows may be treated in another way
+        if all(
+            torch.equal(x, y[:, at : at + size])
+            for at in starts
+            for x, y in zip(tokenwise(at, size), whole, strict=True)
+        ):
+            alike.append(size)
+    return [*alike, most] if alike and alike[0] <= 8 else []
