@@ -92,7 +92,7 @@ def build(bundle: Path, dockerfile: str, root: Path, endpoint: str) -> list[str]
             target = root / (source if target == "." else target)
             copy = shutil.copytree if (bundle / source).is_dir() else shutil.copyfile
             copy(bundle / source, target)
-        elif kind == "RUN" and not rest.startswith("pip install"):
+        elif kind == "RUN" and not rest.startswith(("pip install", "apt-get")):
             environment = os.environ | {"PYTHONPATH": str(root), "HF_ENDPOINT": endpoint}
             done = subprocess.run(
                 ["sh", "-c", with_python(rest)], cwd=root, env=environment, capture_output=True, text=True
@@ -215,7 +215,7 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(
     assert not (bundle / "Dockerfile.train").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
     assert prepare(here / "data") == 2
-    assert "holds something else than a bundle" in capsys.readouterr().err
+    assert "is something else than an earlier bundle" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert prepare(tmp_path / "file") == 2
 
@@ -374,6 +374,9 @@ def test_what_the_run_was_made_with_must_be_there(
     assert "the run's data, data/none, are not there any more" in told(settings={"data_dir": "data/none"})
     assert "holds other data than the run was made with" in told(data={"train.pt": "0"})
     assert "the run began with" in told(base={"weights_sha256": "0"})
+    write_json("out/changed/run.json", {"settings": {}})
+    assert prepare(tmp_path / "x", lora="out/changed") == 2
+    assert "is not what a finetuning run writes" in capsys.readouterr().err
     Path("out/changed/run.json").unlink()
     assert prepare(tmp_path / "x", lora="out/changed") == 2
     assert "hours: no run.json beside what was trained" in capsys.readouterr().err

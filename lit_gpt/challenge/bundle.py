@@ -92,13 +92,15 @@ def prepare_submission(settings: Submission) -> None:
         own = None if s.merge or model.trained else served
         again = training(what.run, what.folder, model, own, card)
         for found in again.data:
-            found.urls = found.urls or ([s.data_url] if s.data_url and found.files else [])
+            if s.data_url and not found.place:
+                found.urls = [s.data_url]
     config, needed = _serve_settings(s, model, what, served.folder)
-    files = {**_code(), **({} if s.merge else served.files | what.files)}
+    files = {**_code(s.out_dir), **({} if s.merge else served.files | what.files)}
     if again:
         files |= {**again.base.files, **again.files}
     files["serve.yaml"] = "# Settings of submission/serve.py; flags win.\n" + yaml.safe_dump(config, sort_keys=False)
-    files["requirements.txt"] = _requirements(files)
+    parquet = any(file["file"].endswith(".parquet") for found in (again.data if again else []) for file in found.files)
+    files["requirements.txt"] = _requirements(["pyarrow"] if parquet else [])
     files["Dockerfile"] = _dockerfile(served, [] if s.merge or not what.files else ["finetuned"])
     if again:
         files["Dockerfile.train"] = _dockerfile_train(again)
@@ -131,8 +133,8 @@ def prepare_submission(settings: Submission) -> None:
 
 
 def _check_out_dir(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise UserError(f"--out_dir {out} holds something else than a bundle; choose another folder")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
+        raise UserError(f"--out_dir {out} is something else than an earlier bundle; choose another folder")
 
 
 def _refuse(found: dict[str, list[Finding]], allowed: list[str]) -> None:
@@ -169,26 +171,26 @@ def _serve_settings(s: Submission, model: Model, what: Tuned, folder: str) -> tu
     return {**places, **config}, needed
 
 
-def _code() -> Files:
-    """The toolkit's own files that a container needs."""
+def _code(out: Path) -> Files:
+    """The toolkit's own files that a container needs, without a bundle among them."""
     if not (ROOT / "scripts").is_dir():
         raise UserError(f"there are no launchers beside {ROOT}; run this command from a clone of the repository")
     paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    paths = [path for path in paths if not path.is_relative_to(out.absolute())]
     kept = [path for path in paths if path.suffix != ".pyc" and not path.name.startswith(".")]
     return {str(path.relative_to(ROOT)): path for path in [*kept, *(ROOT / name for name in ABOUT)]}
 
 
-def _requirements(files: Files) -> str:
-    """Exact versions of the packages that the container needs, and of those that they need, as they are here."""
+def _requirements(more: list[str]) -> str:
+    """Exact versions of the packages that the container needs, `more` among them, and of those that these need: as
+    requirements.txt has them, the others as they are here."""
     from packaging.requirements import Requirement
 
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8").partition("# tests")[0]
     lines = [line for line in text.splitlines() if re.match(r"\w", line) and not line.startswith("lm-eval")]
-    if any(place.endswith(".parquet") for place in files):
-        lines.append("pyarrow")
     asked = [Requirement(line) for line in lines]
     pinned = {_name(known.name): known for known in asked if not known.marker or known.marker.evaluate()}
-    waiting, found = list(pinned.values()), {}
+    waiting, found = [*pinned.values(), *map(Requirement, more)], {}
     while waiting:
         parent = waiting.pop()
         name, extras = _name(parent.name), ("", *parent.extras)
@@ -253,6 +255,7 @@ def _beginning() -> list[str]:
         "WORKDIR /submission",
         "ENV PYTHONPATH=/submission PYTHONUNBUFFERED=1",
         "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        "RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1",
         "COPY requirements.txt .",
         "RUN pip install --no-cache-dir -r requirements.txt",
     ]
@@ -264,26 +267,24 @@ def _cmd(words: list[str]) -> str:
 
 def _attribution(model: Model, again: Training | None) -> str:
     """Whose work the bundle holds, and under which licences."""
+    where = f"{model.repo_id} (https://huggingface.co/{model.repo_id})" if model.repo_id else "unknown"
     licence = model.row.licence if model.row else "unknown; see its page"
     lines = ["# Attribution", "", "- Code: Lit-GPT, Apache-2.0 (`LICENSE`); packages: `requirements.txt`."]
-    where = f"{model.repo_id} (https://huggingface.co/{model.repo_id})" if model.repo_id else "unknown"
-    lines.append(f"- Base model: {where}; licence: {licence}. Its own licence files are beside the weights.")
+    lines.append(f"- Base model: {where}; licence: {licence}.")
     for found in again.data if again else []:
-        lines.append(f"- Data: {found.name}, {found.place or 'of our own'}; licence: {found.licence or 'unknown'}.")
-    return "\n".join(lines) + "\n"
+        lines.append(f"- Data: {found.name}, {found.place or 'our own'}; licence: {found.licence or 'unknown'}.")
+    return "\n".join([*lines, ""])
 
 
 def _data(again: Training | None) -> str:
     """The data: where they are from, what was taken, and how they were prepared."""
     if not again:
         return "# Data\n\nNothing was trained, or nothing is known of it.\n"
-    lines = ["# Data", "", "No row was written by a language model, but for what is said here:", ""]
     lines = ["# Data", ""]
     for found in again.data:
         lines += [f"## {found.name}", "", f"- where: {found.place or 'in this bundle only, `train/data/`'}"]
         lines += [f"- commit: {found.commit}"] if found.commit else []
-        lines += [f"- licence: {found.licence or 'unknown'}"]
-        lines += [f"- rows: {found.rows:,}"] if found.rows is not None else []
+        lines += [f"- licence: {found.licence or 'unknown'}", f"- rows: {found.rows:,}"]
         lines += [f"- file `{file['file']}`, SHA-256 {file['sha256']}" for file in found.files]
         lines.append("")
     steps = [step.removeprefix("RUN ") for step in again.steps if step.startswith("RUN python")]

@@ -33,7 +33,8 @@ class DataSet:
     files: list[dict[str, str]] = field(default_factory=list)
     """Their names and SHA-256."""
     licence: str | None = None
-    rows: int | None = None
+    rows: int = 0
+    """Of them, those that were taken."""
     local: list[Path] = field(default_factory=list)
     """Files of this machine's, where it was not downloaded."""
     gone: bool = False

@@ -174,9 +174,16 @@ def tuned(path: Path | None, model: Model) -> Tuned:
 
 
 def _with_run(found: Tuned, file: Path) -> Tuned:
-    """Adds the `run.json` of what a run wrote; that of a checkpoint is one folder up."""
+    """Adds the `run.json` of what a run wrote; that of a checkpoint is one folder up.
+
+    Raises:
+        UserError: it is none that a run wrote.
+    """
     for folder in (file.parent, file.parent.parent):
         if (folder / "run.json").is_file():
             found.run, found.folder = read_json(folder / "run.json"), folder
-            return found
+            parts = ("settings", "method", "base", "data", "result")
+            if not isinstance(found.run, dict) or not all(isinstance(found.run.get(part), dict) for part in parts):
+                raise UserError(f"{folder / 'run.json'} is not what a finetuning run writes; bring that one back")
+            break
     return found
