@@ -49,6 +49,7 @@ DEFECTS = {
     "special": "</s> is in the text",
     "too_many": "one token more than asked for",
     "window": "counts a token more than /tokenize does",
+    "clips": "drops the beginning of prompts of more than 1,000 tokens",
     "crash_long": "answers 500 to a long prompt",
     "no_health": "has no /health",
     "hangs_up": "closes the connection at the organisers' health check",
@@ -104,6 +105,8 @@ class FakeSubmission:
             raise ZeroDivisionError
         if count + most > 2048 and asked.keys() >= {"top_p"}:
             raise ValueError("too long")
+        if "clips" in self.defects:
+            prompt = "".join(self.split(prompt)[-1000:])
         stops = [] if "no_stop" in self.defects else [stop for stop in asked.get("stop_sequences") or [] if stop]
         greedy = asked.get("temperature", 0.8) <= 1e-6 and "random" not in self.defects
         seed = None if "no_seed" in self.defects else asked.get("seed")

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,9 @@ import pytest
 from conftest import command
 from fake_submission import DEFECTS, FakeSubmission
 
+from lit_gpt.challenge.checks import CHECKS
 from lit_gpt.challenge.client import WINDOW, Client
 from lit_gpt.challenge.properties import PROPERTIES
-from lit_gpt.challenge.verify import CHECKS
 
 FOUND = {
     "no_eos": "warn texts end before the limit",
@@ -43,11 +44,18 @@ FOUND = {
     "special": "FAIL no special token in the text",
     "too_many": "FAIL at most max_new_tokens tokens",
     "window": "FAIL a prompt that fills the window",
+    "clips": "FAIL a prompt that fills the window",
     "crash_long": "FAIL a prompt beyond the window",
     "no_health": "warn GET /health",
     "hangs_up": "FAIL the organisers' health check",
 }
 """Defect -> what must be said of it."""
+
+
+@pytest.fixture(autouse=True)
+def requests_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies too long for a command."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def tried(out: str) -> dict[str, str]:
@@ -74,7 +82,7 @@ def test_every_defect_is_found(
     fake = FakeSubmission(defect, delay=0.002 if defect == "batched" else 0)
     if defect == "serial":
         monkeypatch.setattr("lit_gpt.challenge.client.time", SimpleNamespace(perf_counter=lambda: fake.clock))
-        monkeypatch.setattr("lit_gpt.challenge.verify.time", SimpleNamespace(perf_counter=lambda: fake.clock))
+        monkeypatch.setattr("lit_gpt.challenge.checks.time", SimpleNamespace(perf_counter=lambda: fake.clock))
     with fake as url:
         assert command("verify", "--url", url, "--timeout", 20) == int(outcome == "FAIL")
     found = tried(capsys.readouterr().out)

@@ -6,9 +6,9 @@ The bodies are those of `HTTPModelClient` and `HTTPModelTokenizer` of crfm-helm 
 
 import http.client
 import json
-import math
 import shlex
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 
 WINDOW = 2048
 """Tokens of a prompt and its answer, by the challenge's rules."""
+
+LARGEST = sys.float_info.max
+"""Of the numbers that a client can read."""
 
 GREEDY = 1e-7
 """What HELM sends for a temperature of 0."""
@@ -312,4 +315,4 @@ def finite(value: Any) -> bool:
         value = list(value.values())
     if isinstance(value, list):
         return all(finite(part) for part in value)
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, float | int) or -LARGEST < value < LARGEST

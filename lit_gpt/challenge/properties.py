@@ -50,7 +50,7 @@ def logarithms(reply: Reply) -> str | None:
 def total(reply: Reply) -> str | None:
     """The answer's log-probability is the sum of its tokens'."""
     added = sum(token["logprob"] for token in reply.tokens)
-    if not reply.tokens or not finite(reply.value) or abs(added - reply.value["logprob"]) <= 0.01 + 1e-3 * abs(added):
+    if not reply.tokens or abs(added - reply.value["logprob"]) <= 0.01 + 1e-3 * abs(added):
         return None
     return f"'logprob' is {reply.value['logprob']:.3f}, but the tokens' add up to {added:.3f}"
 
@@ -112,4 +112,4 @@ PROPERTIES: dict[str, Callable[[Reply], str | None]] = {
     "at most max_new_tokens tokens": within,
     "request_time is the time": timed,
 }
-"""What is checked -> what is wrong with an answer, if anything. The others count on the first."""
+"""What is checked -> what is wrong with an answer, if anything. The others count on the first two."""
