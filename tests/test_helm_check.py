@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_without_helm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     no_packages.chmod(0o755)
     assert command("helm check", "--local_data", tmp_path, "--helm_python", no_packages) == 2
     assert "has no crfm-helm; python -m venv helm && helm/bin/pip install crfm-helm==" in capsys.readouterr().err
+
+
+def test_a_server_that_fails(
+    samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_gpt.challenge.helm.find_helm", lambda python: "never started")
+    with FakeSubmission("hangs_up") as url:
+        assert command("helm check", "--url", url, "--local_data", samples, "--out_dir", tmp_path) == 2
+    assert re.search(
+        r"error: http://\S+: no answer after .*; submission/verify.py says more\n", capsys.readouterr().err
+    )
 
 
 def test_nothing_to_run(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lit_gpt.challenge.checks import HEALTH
+from lit_gpt.challenge.client import Client, Failure
 from lit_gpt.challenge.started import Started, listens
 from lit_gpt.files import read_json, results_folder, write_json, write_text
 from lit_gpt.results import markdown
@@ -22,6 +24,9 @@ VERSION = "0.5.16"
 """Of crfm-helm; sends what 0.2.4 sent, which scored the challenge and can no longer be installed."""
 
 Task = Literal["mmlu", "truthful_qa", "gsm", "big_bench", "bbq"]
+
+ANSWERS = 120
+"""Seconds in which a server must answer a first question."""
 
 SUITE = "check"
 """What HELM calls the runs."""
@@ -84,6 +89,10 @@ def helm_check(settings: HelmCheck) -> None:
     write_text(settings.out_dir / "runs.conf", f"entries: [\n{conf}]\n")
     shutil.rmtree(settings.out_dir / "benchmark_output/runs" / SUITE, ignore_errors=True)
     with _server(settings) as url:
+        try:  # HELM itself tries for minutes before it gives up
+            Client(url, ANSWERS).ask("/process", HEALTH, "text")
+        except Failure as failure:
+            raise UserError(f"{url}: {failure}; submission/verify.py says more") from failure
         began = time.monotonic()
         flags = ["--conf-paths", "runs.conf", "--suite", SUITE, "-n", settings.clients, "--disable-cache"]
         flags += ["--max-eval-instances", settings.max_eval_instances]
@@ -228,7 +237,11 @@ def _run(python: str, module: str, flags: list[Any], folder: Path, url: str) -> 
     log = folder / f"{module.rsplit('.', 1)[-1]}.log"
     environment = os.environ | {"HELM_HTTP_MODEL_BASE_URL": url, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     command = [python, "-m", module, *map(str, flags)]
-    print(f"$ HELM_HTTP_MODEL_BASE_URL={url} HF_HUB_OFFLINE=1 {shlex.join(command)}", file=sys.stderr, flush=True)
+    print(
+        f"$ HELM_HTTP_MODEL_BASE_URL={url} HF_HUB_OFFLINE=1 {shlex.join(command)}  # log: {log}",
+        file=sys.stderr,
+        flush=True,
+    )
     with log.open("wb") as file:
         code = subprocess.run(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
