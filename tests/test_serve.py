@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import uvicorn
-from conftest import command, make_checkpoint, train_byte_level
+from conftest import command, train_byte_level
 
 from lit_gpt import api
 from lit_gpt.api import Service, Tokenize, Writer, build_app, is_choice
@@ -365,14 +365,9 @@ def test_truncation_fits_with_every_tokenizer(checkpoint: Path, tmp_path: Path) 
                 assert len(service.tokenizer.encode(service.tokenizer.decode(ids))) <= most
 
 
-@pytest.fixture(scope="module")
-def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("slow") / "model", n_layer=8, n_embd=128, block_size=2048)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_lets_running_requests_end(slow_checkpoint: Path, number: int, code: int) -> None:
-    flags = ["--checkpoint_dir", slow_checkpoint, "--port", 0, "--batch_size", 2, "--precision", "32-true"]
+def test_a_signal_lets_running_requests_end(checkpoint: Path, number: int, code: int) -> None:
+    flags = ["--checkpoint_dir", checkpoint, "--port", 0, "--batch_size", 2, "--precision", "32-true"]
     words = [sys.executable, ROOT / "submission" / "serve.py", *flags]
     process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -380,7 +375,7 @@ def test_a_signal_lets_running_requests_end(slow_checkpoint: Path, number: int, 
             assert line, "it ended"
         client = Client(int(line.split("127.0.0.1:")[1].split()[0]))
         with ThreadPoolExecutor(3) as pool:
-            bodies = [{"prompt": PROMPT, **HELM, "max_new_tokens": 300}] * 3
+            bodies = [{"prompt": PROMPT, **HELM, "max_new_tokens": 240}] * 3
             running = [pool.submit(client, "/process", body) for body in bodies]
             while client("/health", method="GET")[1]["busy"] < 2:
                 time.sleep(0.01)
