@@ -101,9 +101,12 @@ def test_thirty_mixed_texts_have_the_bits_of_each_alone(
         {"prompt": prompt, "new": rng.choice([1, 3, 12]), "sampling": rng.choice(samplings), "seed": n, "top": n % 4}
         for n, prompt in enumerate(make_prompts(30))
     ]
-    alone = [together(Engine(model, 7, 64, piece=8), [want])[0] for want in wanted]
-    engine = Engine(model, 7, 64, piece=8)
+    engine, alone = Engine(model, 7, 64, piece=8), []
     assert bool(engine.sizes) == alike
+    for want in wanted:
+        for row in engine.rows:
+            row.pieces.clear()
+        alone += together(engine, [want])
     assert together(engine, wanted, late=9) == alone
     rng.shuffle(order := list(range(30)))
     again = together(engine, [wanted[n] for n in order])  # with what the rows still hold
