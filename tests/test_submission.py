@@ -121,7 +121,7 @@ def start(root: Path, words: list[str], **environment: str) -> subprocess.Comple
 
 
 def prepare_again(bundle: Path, here: Path) -> None:
-    """The steps of Dockerfile.train that prepare the data: in the bundle itself and in this process, for the base here."""
+    """The steps of Dockerfile.train that prepare the data: in the bundle itself, in this process, for this base."""
     os.chdir(bundle)
     (bundle / "checkpoints").symlink_to(here / "checkpoints")
     for line in re.findall(r"^RUN python (scripts/prepare.*)", Path("Dockerfile.train").read_text(), re.MULTILINE):
