@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import CancelledError
@@ -169,7 +170,7 @@ class Service:
     def __init__(self, engine: Engine, folder: str, style: Style | None = None, cut: str | None = None) -> None:
         self.engine, self.style, self.cut = engine, style, cut
         self.tokenizer = Tokenizer(folder)
-        self._asker = Tokenizer(folder)  # a style's way to encode must not go on beside another
+        self._asker, self._asking = Tokenizer(folder), threading.Lock()  # a style encodes alone with its tokenizer
         self.stop_ids = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
         if style is not None:
             self.stop_ids = style.stop_ids(self.tokenizer)
@@ -198,15 +199,14 @@ class Service:
                 ids = [first]
             head, lost = (1 if self.tokenizer.use_bos else 0), max(0, len(ids) - room)
             return (ids[:head] + ids[head + lost :] if lost else ids), lost
-        plain, lost = self._asker.encode(text, bos=False), 0
-        while True:
-            ids = self.style.encode_prompt(self._asker, (Turn("user", text),))
-            if len(ids) <= room:
-                return ids, lost
-            if lost >= len(plain):
-                raise UserError(f"prompt: the style {self.style.title} alone has {len(ids)} tokens, {room} fit")
-            lost = min(lost + len(ids) - room, len(plain))
-            text = self._asker.decode(plain[lost:])
+        with self._asking:
+            plain, lost = self._asker.encode(text, bos=False), 0
+            while len(ids := self.style.encode_prompt(self._asker, (Turn("user", text),))) > room:
+                if lost >= len(plain) - 1:
+                    raise UserError(f"prompt: style {self.style.title} has {len(ids)} tokens without it, {room} fit")
+                lost = min(lost + len(ids) - room, len(plain) - 1)
+                text = self._asker.decode(plain[lost:])
+        return ids, lost
 
     def jobs(self, asked: Process) -> tuple[list[Job], list[Writer], str | None]:
         """What is to be computed for a request, and a note on what was changed in it."""

@@ -8,8 +8,9 @@ from. Prompts of few-shot tasks are read once that way, but for the question at 
 A text is a function of its request, to the bit, whoever is beside it, whatever was read before:
 
 - Attention is the same call for a row whatever the others do (`attention.Ragged`), and so is the reading of a piece.
-- The kernels behind the linear layers may sum in another order for another number of tokens. So it is tried at the
-  start which numbers give the same bits, and calls are filled up to one of these (`like_sizes`).
+- Kernels may sum in another order for another number of tokens. So it is tried at the start which numbers give the
+  same bits, and calls are filled up to one of these (`like_sizes`). Where few do, every call has a size of its own: a
+  piece alone, or one token of every row. (Not so for the experts of a mixture, which get what the router gives them.)
 - A row draws with a generator of its own, from logits in float32.
 
 Shapes: N tokens of a call, A of them asked for logits, V vocabulary, K likeliest tokens.
@@ -25,7 +26,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_gpt.attention import KVCache, Ragged
 from lit_gpt.decode import Sampling, kernels_for
@@ -113,7 +114,7 @@ class Engine:
         self.piece = piece or (128 if self.device.type == "cpu" else 256)
         self._cache = KVCache(model.config, rows, length, weight.device, weight.dtype)
         self.rows = [_Row(self._cache.row(number)) for number in range(rows)]
-        self.sizes = like_sizes(model, rows + self.piece)
+        self.sizes = like_sizes(model, rows, self.piece)
         """Numbers of tokens that give the same bits; empty: none but equal ones do."""
         self.waiting: deque[Job] = deque()
         self._news = threading.Condition()
@@ -344,7 +345,7 @@ class Engine:
 
     def _filled(self, size: int) -> int:
         """The number of tokens to which a call with so many is filled up."""
-        return next(like for like in self.sizes or [len(self.rows)] if like >= size)
+        return next(like for like in self.sizes or [sixteens(len(self.rows))] if like >= size)
 
 
 def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:
@@ -355,6 +356,11 @@ def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) 
             break
         count += 1
     return count
+
+
+def sixteens(size: int) -> int:
+    """The next multiple of 16: kernels treat all rows of such a number alike."""
+    return -(-size // 16) * 16
 
 
 def _likeliest(logprobs_AV: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:
@@ -372,23 +378,38 @@ def _likeliest(logprobs_AV: Tensor, wanted: list[int]) -> list[list[tuple[int, f
 
 
 @torch.inference_mode()
-def like_sizes(model: GPT, most: int) -> list[int]:
-    """Numbers of tokens, up to `most`, of which a token gets the same bits from every linear layer of the model.
+def like_sizes(model: GPT, rows: int, piece: int) -> list[int]:
+    """Numbers of tokens in a call, up to `rows + piece`, with which a token gets the same bits, attention left out.
 
-    Tried with random numbers on a layer of every shape. Empty if they differ also above a few.
+    Tried with random numbers on the first block, the last one and the head. Empty if it holds for large numbers only.
     """
-    layers = {(type(m), m.in_features, m.out_features): m for m in model.modules() if isinstance(m, nn.Linear)}
-    device, dtype = model.wte.weight.device, model.wte.weight.dtype
-    sizes = [size for size in range(1, most) if size in (1, 2) or size % (4 if size <= 32 else 16) == 0]
-    generator = torch.Generator().manual_seed(0)
-    for layer in layers.values():
-        x_MK = torch.randn(most, layer.in_features, generator=generator).to(device, dtype)
-        with kernels_for(most, device):
-            y_MN = layer(x_MK)
-        alike = []
-        for size in sizes:
-            with kernels_for(size, device):
-                if all(torch.equal(layer(x_MK[at : at + size]), y_MN[at : at + size]) for at in (0, most - size)):
-                    alike.append(size)
-        sizes = alike
-    return [*sizes, most] if sizes and sizes[0] <= 8 else []
+    few, most = (
+        [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128) if n <= sixteens(rows)],
+        sixteens(rows + piece),
+    )
+    sizes = sorted({*few, *range(32, piece, 32), piece, *(piece + size for size in few)})
+    weight, blocks = model.wte.weight, [model.blocks[0], model.blocks[-1]]
+    x_1MC = torch.randn(1, most, model.config.n_embd, generator=torch.Generator().manual_seed(0))
+    x_1MC = x_1MC.to(weight.device, weight.dtype)
+
+    def tokenwise(at: int, size: int) -> list[Tensor]:
+        part_1MC = x_1MC[:, at : at + size]
+        place_1M = torch.zeros(1, size, dtype=torch.int64, device=weight.device)
+        ropes = model.ropes(place_1M, weight.dtype)
+        with kernels_for(size, weight.device):
+            out = [block(part_1MC, ropes, lambda _, q_1HMD, *__: q_1HMD) for block in blocks]
+            return [*out, model.logits(part_1MC)]
+
+    whole = tokenwise(0, most)
+    alike = []
+    for size in (size for size in sizes if size < most):
+        starts = [
+            at for at in (0, 1, 3, most - size) if at + size <= most
+        ]  # the last rows may be treated in another way
+        if all(
+            torch.equal(x, y[:, at : at + size])
+            for at in starts
+            for x, y in zip(tokenwise(at, size), whole, strict=True)
+        ):
+            alike.append(size)
+    return [*alike, most] if alike and alike[0] <= 8 else []
