@@ -4,6 +4,7 @@ No container is built here: the lines of the Dockerfiles are carried out in an e
 installation of packages.
 """
 
+import functools
 import json
 import os
 import re
@@ -21,13 +22,16 @@ import torch
 import yaml
 from conftest import command, local_hub
 from hub_server import HubServer
+from test_cli import launched
 
 from lit_gpt.challenge import rules
-from lit_gpt.challenge.cards import CARDS, serving
+from lit_gpt.challenge.cards import CARDS, outlook, serving
 from lit_gpt.challenge.rules import RULES, DataSet, Entry, Finding
 from lit_gpt.checkpoint import load_gpt, read_finetuned
 from lit_gpt.config import Config
-from lit_gpt.files import read_json, write_json
+from lit_gpt.files import read_json, sha256, write_json
+from lit_gpt.finetune import Finetune
+from lit_gpt.methods import LoRA
 
 ROOT = Path(__file__).parents[1]
 BASE = "openlm-research/open_llama_3b"
@@ -81,40 +85,55 @@ def prepare(out: Path, *flags: object, lora: str | None = "out/lora", track: str
     return command("prepare submission", *places, *flags)
 
 
-def build(bundle: Path, dockerfile: str, root: Path, endpoint: str) -> list[str]:
-    """Carries out a Dockerfile in the empty folder `root`, as far as that can be done without Docker; its command."""
-    told = {}
-    for line in (bundle / dockerfile).read_text().splitlines():
+def build(bundle: Path, dockerfiles: list[str], root: Path, endpoint: str) -> list[list[str]]:
+    """Carries out Dockerfiles in the empty folder `root`, as far as that can be done without Docker; their commands.
+
+    What two of them have in common is done once.
+    """
+    commands, done = [], set()
+    for line in "\n".join((bundle / name).read_text() for name in dockerfiles).splitlines():
         kind, _, rest = line.partition(" ")
-        if kind == "COPY":
+        if kind == "CMD":
+            commands.append(json.loads(rest))
+        elif line in done:
+            continue
+        elif kind == "COPY":
             source, target = rest.split()
-            assert (bundle / source).exists(), f"{dockerfile} copies {source}"
+            assert (bundle / source).exists(), line
             target = root / (source if target == "." else target)
             copy = shutil.copytree if (bundle / source).is_dir() else shutil.copyfile
             copy(bundle / source, target)
         elif kind == "RUN" and not rest.startswith(("pip install", "apt-get")):
-            environment = os.environ | {"PYTHONPATH": str(root), "HF_ENDPOINT": endpoint}
-            done = subprocess.run(
-                ["sh", "-c", with_python(rest)], cwd=root, env=environment, capture_output=True, text=True
+            run = start(
+                root, ["sh", "-c", re.sub(r"\bpython ", f"{shlex.quote(sys.executable)} ", rest)], HF_ENDPOINT=endpoint
             )
-            assert done.returncode == 0, f"{rest}\n{done.stderr}"
-        elif kind == "CMD":
-            told[kind] = json.loads(rest)
+            assert run.returncode == 0, f"{rest}\n{run.stderr}"
         else:
             assert kind in ("", "#", "FROM", "WORKDIR", "ENV", "EXPOSE", "RUN"), line
-    return told["CMD"]
+        done.add(line)
+    return commands
 
 
-def with_python(line: str) -> str:
-    """A command line with this Python."""
-    return re.sub(r"\bpython ", f"{shlex.quote(sys.executable)} ", line)
+def start(root: Path, words: list[str], **environment: str) -> subprocess.CompletedProcess:
+    """Runs a program in `root` as in the container: the package is the one that lies there."""
+    env = os.environ | {"PYTHONPATH": str(root)} | environment
+    return subprocess.run(words, cwd=root, env=env, capture_output=True, text=True)
+
+
+def prepare_again(bundle: Path, here: Path) -> None:
+    """The steps of Dockerfile.train that prepare the data: in the bundle itself, in this process, for this base."""
+    os.chdir(bundle)
+    (bundle / "checkpoints").symlink_to(here / "checkpoints")
+    for line in re.findall(r"^RUN python (scripts/prepare.*)", Path("Dockerfile.train").read_text(), re.MULTILINE):
+        launcher, *words = shlex.split(line)
+        if "--checkpoint_dir" in words:
+            words[words.index("--checkpoint_dir") + 1] = CHECKPOINT
+        assert command(launched(launcher), *words) == 0
 
 
 def imported_from(root: Path) -> str:
     """The folder of the package that a program in `root` imports."""
-    words = [sys.executable, "-c", "import lit_gpt; print(lit_gpt.__path__[0])"]
-    env = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run(words, cwd=root, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    return start(root, [sys.executable, "-c", "import lit_gpt; print(lit_gpt.__path__[0])"]).stdout.strip()
 
 
 def answer(root: Path, words: list[str]) -> str:
@@ -133,35 +152,29 @@ def answer(root: Path, words: list[str]) -> str:
 
 def test_a_bundle_by_reference_serves_and_trains_again(place: tuple, here: Path, tmp_path: Path) -> None:
     """Both Dockerfiles, line by line: base and data come from the hub, and training gives the same bits again."""
-    bundle, served, trained = tmp_path / "bundle", tmp_path / "served", tmp_path / "trained"
+    bundle, root = tmp_path / "bundle", tmp_path / "root"
     assert prepare(bundle, "--weights", "reference") == 0
     assert not list(bundle.rglob("lit_model.pth"))
     assert sum(path.stat().st_size for path in bundle.rglob("*")) < 3e6
     shown = (bundle / "SUBMISSION.md").read_text()
     assert shown.count("| kept |") >= len(RULES)
     assert "broken" not in shown
-    for root, dockerfile in ((served, "Dockerfile"), (trained, "Dockerfile.train")):
-        root.mkdir()
-        words = build(bundle, dockerfile, root, place[1].endpoint)
-        assert imported_from(root) == str(root / "lit_gpt")
-        assert (root / f"model/{BASE}/lit_model.pth").is_file()
-        assert not list(root.rglob("*.safetensors"))
-        if dockerfile == "Dockerfile":
-            assert words[-2:] == ["--port", "80"]
-            assert answer(root, words)
-        if dockerfile == "Dockerfile.train":
-            done = subprocess.run(
-                [sys.executable, *words[1:]], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True
-            )
-            assert done.returncode == 0, done.stderr.decode()
-            before, after = (read_finetuned(path)["weights"] for path in ("out/lora", root / "out"))
-            assert before.keys() == after.keys()
-            assert all(torch.equal(before[name], after[name]) for name in before)
-            facts = read_json(root / "out/run.json")["settings"]
-            assert facts["max_time"] == "23h30m"
-            assert facts["memory_gb"] == 40
+    root.mkdir()
+    serve, train = build(bundle, ["Dockerfile", "Dockerfile.train"], root, place[1].endpoint)
+    assert imported_from(root) == str(root / "lit_gpt")
+    assert (root / f"model/{BASE}/lit_model.pth").is_file()
+    assert not list(root.rglob("*.safetensors"))
+    assert serve[-2:] == ["--port", "80"]
+    assert answer(root, serve)
+    done = start(root, [sys.executable, *train[1:]])
+    assert done.returncode == 0, done.stderr
+    before, after = (read_finetuned(path)["weights"] for path in ("out/lora", root / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    facts = read_json(root / "out/run.json")["settings"]
+    assert (facts["max_time"], facts["memory_gb"]) == ("23h30m", 40)
     settings = yaml.safe_load((bundle / "serve.yaml").read_text())
-    model = load_gpt(served / settings["checkpoint_dir"], finetuned=served / settings["lora_path"])
+    model = load_gpt(root / settings["checkpoint_dir"], finetuned=root / settings["lora_path"])
     expected = load_gpt(CHECKPOINT, finetuned="out/lora")
     assert torch.equal(model(torch.arange(9)[None]), expected(torch.arange(9)[None]))
 
@@ -173,7 +186,7 @@ def test_the_base_that_is_fetched_must_be_that_one(place: tuple, here: Path, tmp
     sums.write_text(re.sub(r"^[0-9a-f]{8}", "00000000", sums.read_text()))
     (tmp_path / "root").mkdir()
     with pytest.raises(AssertionError, match="did NOT match"):
-        build(tmp_path / "bundle", "Dockerfile", tmp_path / "root", place[1].endpoint)
+        build(tmp_path / "bundle", ["Dockerfile"], tmp_path / "root", place[1].endpoint)
 
 
 def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
@@ -189,8 +202,7 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
     assert settings["checkpoint_dir"] == "model"
     assert settings["batch_size"] == 30
     code = f"from lit_gpt import load_gpt; print(load_gpt('model', finetuned={settings['lora_path']!r}).config.n_layer)"
-    env = os.environ | {"PYTHONPATH": "."}
-    assert subprocess.run([sys.executable, "-c", code], cwd=bundle, env=env, capture_output=True).stdout == b"4\n"
+    assert start(bundle, [sys.executable, "-c", code]).stdout == "4\n"
     data, whose = ((bundle / name).read_text() for name in ("DATA.md", "ATTRIBUTION.md"))
     assert "huggingface.co/datasets/databricks/databricks-dolly-15k" in data
     assert "- rows: 24" in data
@@ -320,20 +332,12 @@ def test_data_of_ones_own(here: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     url = "https://example.org/own"
     assert prepare(tmp_path / "bundle", "--data_url", url, lora="out/own") == 0
     assert url in (tmp_path / "bundle/DATA.md").read_text()
-    (line,) = re.findall(
-        r"^RUN (python scripts/prepare.*)", (tmp_path / "bundle/Dockerfile.train").read_text(), re.MULTILINE
-    )
-    words = shlex.split(line)
-    again = tmp_path / "again"
-    words[words.index("--checkpoint_dir") + 1], words[words.index("--destination_path") + 1] = CHECKPOINT, str(again)
-    os.chdir(tmp_path / "bundle")
-    (tmp_path / "bundle/checkpoints").symlink_to(here / "checkpoints")
-    assert command("prepare json", *words[2:]) == 0
+    prepare_again(tmp_path / "bundle", here)
     for name in ("train.pt", "test.pt"):
-        assert (again / name).read_bytes() == (here / "data/own" / name).read_bytes()
+        assert (tmp_path / "bundle/data/own" / name).read_bytes() == (here / "data/own" / name).read_bytes()
 
 
-def test_a_mix_is_made_again(place: tuple, here: Path, tmp_path: Path) -> None:
+def test_a_mix_is_made_again(here: Path, tmp_path: Path) -> None:
     Path("extra.jsonl").write_text(
         "".join(json.dumps({"instruction": f"Say {n}.", "output": f"{n}!"}) + "\n" for n in range(30))
     )
@@ -347,7 +351,7 @@ def test_a_mix_is_made_again(place: tuple, here: Path, tmp_path: Path) -> None:
     flags = ["--checkpoint_dir", CHECKPOINT, "--data_file", "data/both/mix.jsonl", "--destination_path", "data/both"]
     assert command("prepare json", *flags) == 0
     assert finetune("lora", "out/both", data="data/both") == 0
-    bundle, root = tmp_path / "bundle", tmp_path / "root"
+    bundle = tmp_path / "bundle"
     assert prepare(bundle, "--data_url", "https://example.org/extra", lora="out/both", track="4090") == 0
     plan = yaml.safe_load((bundle / "train/mix.yaml").read_text())
     assert len(plan["sources"][0]["revision"]) == 40
@@ -355,9 +359,10 @@ def test_a_mix_is_made_again(place: tuple, here: Path, tmp_path: Path) -> None:
     data = (bundle / "DATA.md").read_text()
     assert "## dolly" in data
     assert data.count("- rows: 10") == 2
-    root.mkdir()
-    build(bundle, "Dockerfile.train", root, place[1].endpoint)  # it proves the digest of the mix
-    assert (root / "data/both/train.pt").read_bytes() == (here / "data/both/train.pt").read_bytes()
+    prepare_again(bundle, here)
+    (line,) = (bundle / "train/data.sha256").read_text().splitlines()
+    assert line == f"{sha256('data/both/mix.jsonl')}  data/both/mix.jsonl"
+    assert (bundle / "data/both/train.pt").read_bytes() == (here / "data/both/train.pt").read_bytes()
 
 
 def test_what_the_run_was_made_with_must_be_there(
@@ -408,19 +413,30 @@ def test_settings_of_the_server(here: Path, tmp_path: Path, capsys: pytest.Captu
 # --- each rule by itself -----------------------------------------------------------------------------------------
 
 
-def entry(**changes: object) -> Entry:
-    """What is allowed: a 7B model in 16 bits that was trained for an hour."""
+@functools.cache
+def allowed() -> Entry:
+    """A 7B model in 16 bits that was trained on Dolly for an hour."""
     config = Config.from_name("open_llama_7b")
     result = {"seconds": 3600.0, "saving": 1.0, "tokens": 10_000_000}
     run = {"settings": {"devices": 1, "num_nodes": 1}, "hardware": "NVIDIA A100-SXM4-40GB", "result": result}
-    from lit_gpt.challenge.cards import outlook
-    from lit_gpt.finetune import Finetune
-    from lit_gpt.methods import LoRA
+    return Entry(
+        card=CARDS["a100"],
+        base="openlm-research/open_llama_7b",
+        data=[DataSet("dolly")],
+        files={},
+        serving=serving(config, "bf16-true", None, 2048),
+        rows=16,
+        training=outlook(CARDS["a100"], Finetune(Path("x")), LoRA(), config),
+        run=run,
+        tuned=True,
+        to_fetch=int(13.5e9),
+        to_load=int(13.5e9),
+    )
 
-    facts = {"card": CARDS["a100"], "base": "openlm-research/open_llama_7b", "data": [DataSet("dolly")], "files": {}}
-    facts |= {"serving": serving(config, "bf16-true", None, 2048), "rows": 16, "run": run, "tuned": True}
-    facts |= {"training": outlook(CARDS["a100"], Finetune(Path("x")), LoRA(), config)}
-    return Entry(**{**facts, "to_fetch": int(13.5e9), "to_load": int(13.5e9), **changes})
+
+def entry(**changes: object) -> Entry:
+    """What is allowed, but for some changes."""
+    return replace(allowed(), **changes)
 
 
 def broken(rule: str, tried: Entry) -> str:
@@ -521,16 +537,12 @@ def test_no_secrets_where_there_are_none() -> None:
 
 
 def test_memory() -> None:
-    from lit_gpt.challenge.cards import outlook
-    from lit_gpt.finetune import Finetune
-    from lit_gpt.methods import LoRA
-
     config = Config.from_name("open_llama_7b")
     needed = serving(config, "bf16-true", None, 2048)
     assert needed.weights == pytest.approx(13.48, rel=1e-3)
     assert needed.cache == pytest.approx(32 * 2 * 4096 * 2048 * 2 / 1e9)
     assert needed.total(needed.rows(22.56)) <= 22.56 < needed.total(needed.rows(22.56) + 1)
-    small = replace(entry(), card=CARDS["4090"])
+    small = entry(card=CARDS["4090"])
     assert "serving takes 31." in broken("memory", small)
     assert "serve fewer rows" in broken("memory", small)
     assert not broken("memory", replace(small, rows=4))

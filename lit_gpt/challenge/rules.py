@@ -98,9 +98,7 @@ def base(entry: Entry) -> Iterator[Finding]:
     if name is None:
         yield Finding(False, "nobody knows what the base model is: no source in lit_config.json; convert a download")
     elif row is None:
-        yield Finding(
-            False, f"{name} is not in the catalogue of approved bases; if it is of an approved family, allow it"
-        )
+        yield Finding(False, f"{name} is not in the catalogue; if it is a base model of an approved family, allow it")
     elif row.instruct:
         yield Finding(False, f"{name} was tuned to follow instructions; only base models are allowed")
     elif not row.allowed:
@@ -112,9 +110,9 @@ def base(entry: Entry) -> Iterator[Finding]:
 PERMITTED = {
     "dolly": "written by people",
     "oasst1": "written by people",
-    "lima": "chosen from what people wrote",
-    "flan": "public data sets with templates",
-    "gsm8k": "written by people; its train split",
+    "lima": "written by people",
+    "flan": "made of public data sets",
+    "gsm8k": "written by people",
 }
 """Data sets of `lit_gpt.data.published` that the challenge names or that no language model wrote."""
 
@@ -144,7 +142,7 @@ def data(entry: Entry) -> Iterator[Finding]:
         if reasons:
             yield Finding(False, f"{name} {reasons[0]}")
         elif found.name in PERMITTED:
-            yield Finding(True, f"{name}: {PERMITTED[found.name]}")
+            yield Finding(True, f"{name}: by its name {PERMITTED[found.name]}")
         elif found.place:
             yield Finding(True, f"{name}: public; that no model but an approved base wrote it is for you to know")
         else:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -15,12 +15,10 @@ from lit_gpt.data.prepare import Prepare, PrepareFile
 from lit_gpt.data.published import PrepareFlan
 from lit_gpt.data.readers import expand, fingerprint
 from lit_gpt.files import read_json, read_sealed
+from lit_gpt.finetune import Finetune
 from lit_gpt.hub import RECORD
 from lit_gpt.methods import restore
 from lit_gpt.settings import UserError
-
-if TYPE_CHECKING:
-    from lit_gpt.finetune import Finetune
 
 WITHIN = "23h30m"
 """Limit of the repeated run; the rest of 24 hours is for the container's start."""
@@ -58,7 +56,7 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
     settings, method = run["settings"], dict(run["method"])
     base = _base(model, served, run)
     data, files, steps, data_dir = _data(run, base.folder)
-    known = {field.name for field in fields(_finetune())}
+    known = {field.name for field in fields(Finetune)}
     changes = {
         "checkpoint_dir": base.folder,
         "data_dir": data_dir,
@@ -87,19 +85,12 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
     for known_file in ("run.json", "metrics.csv"):
         if (folder / known_file).is_file():
             files[f"train/{known_file}"] = folder / known_file
-    chosen = _finetune()(**{key: value for key, value in config.items() if key in known})
+    chosen = Finetune(**{key: value for key, value in config.items() if key in known})
     seen = outlook(card, chosen, restore(run["method"]), model.config)
     if config.get("compile"):
         steps.insert(0, "RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev")
-    return Training(
-        data, seen, base, files, steps, ["python", f"finetune/{name}.py", "--config", "train/finetune.yaml"]
-    )
-
-
-def _finetune() -> "type[Finetune]":
-    from lit_gpt.finetune import Finetune
-
-    return Finetune
+    command = ["python", f"finetune/{name}.py", "--config", "train/finetune.yaml"]
+    return Training(data, seen, base, files, steps, command)
 
 
 def _base(model: Model, served: Part | None, run: dict[str, Any]) -> Part:
