@@ -1,6 +1,7 @@
 """Trying a submission: each defect of those that lost is found, and one without defects passes."""
 
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -89,6 +90,35 @@ def test_every_defect_is_found(
     assert found[title] == outcome
     if outcome == "warn":
         assert "FAIL" not in found.values()
+
+
+TOKEN = {"text": "x", "logprob": -1.0, "top_logprob": {}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "text",
+        {"text": 5, "tokens": 5},
+        {"text": "x", "tokens": [1, 2]},
+        {"text": "x", "tokens": ["a"]},
+        {"text": "x", "tokens": [None], "logprob": True, "request_time": 0},
+        {"text": "x", "tokens": [TOKEN | {"top_logprob": {"x": "y"}}], "logprob": -1, "request_time": 0},
+        {"text": "x", "tokens": [TOKEN | {"logprob": 10**400}], "logprob": 10**400, "request_time": -(10**400)},
+        {"text": "\ud800", "tokens": [TOKEN] * 3, "logprob": -math.inf, "request_time": math.nan},
+    ],
+    ids=str,
+)
+def test_whatever_a_server_answers_is_found_out(value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeSubmission()
+    fake.answer = lambda path, asked: (200, value)
+    with fake as url:
+        assert command("verify", "--url", url, "--timeout", 20, "--clients", 4) == 1
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert tried(shown.out).keys() == {*CHECKS, *PROPERTIES}
 
 
 def test_the_request_of_a_failure_can_be_sent_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""HELM as a submission sees it: what it sends, how it fits prompts, what it reads. Standard library only.
+"""HELM as a submission sees it: what it sends, how it fits prompts, what it reads.
 
 The bodies are those of `HTTPModelClient` and `HTTPModelTokenizer` of crfm-helm (0.2.4, which scored the challenge, and
 0.5.16 send the same), the shapes those of the challenge's scenarios. The questions in them are made up.
@@ -62,8 +62,18 @@ class Reply(NamedTuple):
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The body that was sent."""
-        return json.loads(self.request.body or b"{}")
+        """The body that was sent; empty if it was no JSON object."""
+        try:
+            sent = json.loads(self.request.body or b"{}")
+        except (ValueError, RecursionError):
+            return {}
+        return sent if isinstance(sent, dict) else {}
+
+    @property
+    def prompt(self) -> str:
+        """What was to be continued; empty if nothing was."""
+        sent = self.asked.get("prompt")
+        return sent if isinstance(sent, str) else ""
 
     @property
     def text(self) -> str:

@@ -63,23 +63,22 @@ def joined(reply: Reply) -> str | None:
 
 def prompt(reply: Reply) -> str | None:
     """The text begins with the prompt if that was asked for (echo_prompt), and is without it otherwise."""
-    asked = reply.asked
-    echoed = len(asked["prompt"]) > 8 and reply.text.strip().startswith(asked["prompt"].strip())
-    if asked.get("echo_prompt"):
+    echoed = len(reply.prompt) > 8 and reply.text.strip().startswith(reply.prompt.strip())
+    if reply.asked.get("echo_prompt"):
         return None if echoed else "echo_prompt is true, but 'text' does not begin with the prompt"
     return "'text' repeats the prompt" if echoed else None
 
 
 def stopped(reply: Reply) -> str | None:
     """No stop string is in the answer: HELM cuts nothing off."""
-    answer = reply.text[len(reply.asked["prompt"]) if reply.asked.get("echo_prompt") else 0 :]
+    answer = reply.text[len(reply.prompt) if reply.asked.get("echo_prompt") else 0 :]
     found = [stop for stop in reply.asked.get("stop_sequences") or () if stop and stop in answer]
     return f"the stop string {found[0]!r} is in 'text'" if found else None
 
 
 def special(reply: Reply) -> str | None:
     """Nor is the token that ends a text."""
-    found = [word for word in SPECIAL if word in reply.text and word not in reply.asked["prompt"]]
+    found = [word for word in SPECIAL if word in reply.text and word not in reply.prompt]
     return f"the special token {found[0]} is in 'text'" if found else None
 
 
@@ -87,7 +86,7 @@ def within(reply: Reply) -> str | None:
     """An answer has no more tokens than were asked for."""
     asked = reply.asked
     most = asked.get("max_new_tokens")
-    if asked.get("echo_prompt") or most is None or len(reply.tokens) <= most:
+    if asked.get("echo_prompt") or not isinstance(most, int) or len(reply.tokens) <= most or most < 0:
         return None
     return f"{len(reply.tokens)} tokens, but max_new_tokens is {most}"
 

@@ -31,10 +31,11 @@ class Started:
         self.url = f"http://127.0.0.1:{port}"
         self.log = tempfile.NamedTemporaryFile(prefix="serve-", suffix=".log", delete=False)
         began = time.monotonic()
+        path = os.pathsep.join(filter(None, [str(self.folder.resolve()), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "submission/serve.py", "--config", "serve.yaml", "--port", str(port)],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(self.folder.resolve())},  # its code, not an installed package's
+            env=os.environ | {"PYTHONPATH": path},  # its code, not an installed package's
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,

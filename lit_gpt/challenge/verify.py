@@ -1,4 +1,4 @@
-"""Tries a submission as the challenge's evaluation does. Standard library only: it runs wherever the server is."""
+"""Tries a submission as the challenge's evaluation does; without torch, so it runs wherever a client does."""
 
 import contextlib
 import functools
