@@ -11,7 +11,7 @@ from conftest import command
 from fake_submission import FakeSubmission
 from helm_samples import write_samples
 
-from lit_gpt.challenge.helm import Score, first_error, place, plan, report, scores
+from lit_gpt.challenge.helm import CATEGORIES, Score, first_error, place, plan, report, scores
 from lit_gpt.settings import UserError
 
 HELM = os.environ.get("HELM_PYTHON")
@@ -48,6 +48,25 @@ def test_plan_of_all_files(samples: Path, tmp_path: Path) -> None:
         "scenarios/mmlu/data/test/gardening_test.csv",
         "scenarios/truthful_qa/data/TruthfulQA.csv",
     }
+
+
+def test_bbq_as_the_challenge_had_it(tmp_path: Path) -> None:
+    write_samples(tmp_path)
+    for number in range(1, CATEGORIES):
+        (tmp_path / f"bbq/Other_{number}.jsonl").write_text("{}\n")
+    runs, files = plan(tmp_path, ["bbq"])
+    assert runs == ["bbq:model=neurips/local,subject=all"]
+    assert {path.name for path in files.values()} >= {"Age.jsonl", "Other_1.jsonl", "Other_10.jsonl"}
+
+
+def test_files_of_others_stay(samples: Path, tmp_path: Path) -> None:
+    _, files = plan(samples, ["gsm"])
+    other = tmp_path / "scenarios/gsm/gsm_data_test"
+    other.parent.mkdir(parents=True)
+    other.write_text("downloaded")
+    with pytest.raises(UserError, match="is there and not of this command"):
+        place(files, tmp_path)
+    assert other.read_text() == "downloaded"
 
 
 def test_plan_of_some_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +106,7 @@ def test_missing_files(removed: str, tasks: list, message: str, tmp_path: Path) 
         (["--local_data", ".", "--tasks", "[squad]"], "--tasks"),
         (["--local_data", ".", "--helm_python", "nowhere/python"], "cannot start it"),
         (["--local_data", ".", "--url", "http://127.0.0.1:9", "--bundle_dir", "x"], "give one of them"),
+        (["--local_data", ".", "--url", "http://host:port"], "expected an address"),
         (["--local_data", ".", "--max_eval_instances", "0"], "--max_eval_instances: must be at least 1"),
     ],
 )

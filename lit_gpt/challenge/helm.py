@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from lit_gpt.challenge.checks import HEALTH
 from lit_gpt.challenge.client import Client, Failure
-from lit_gpt.challenge.started import Started, listens
+from lit_gpt.challenge.started import Started, checked_url, listens
 from lit_gpt.files import read_json, results_folder, write_json, write_text
 from lit_gpt.results import markdown
 from lit_gpt.settings import UserError, at_least
@@ -39,6 +39,9 @@ PERTURBATIONS = {
 
 HIDDEN = ("model", "method", "data_augmentation", "max_eval_instances")
 """Of a run's description: the same for all of a task."""
+
+CATEGORIES = 11
+"""Files that BBQ has; with all of them it is one run, as in the challenge."""
 
 METRICS = {"gsm": "exact_match_indicator", "bbq": "quasi_exact_match"}
 """Task -> what the challenge counted, where that was not exact_match."""
@@ -69,8 +72,7 @@ class HelmCheck:
 
     def __post_init__(self) -> None:
         at_least(1, self, "max_eval_instances", "clients")
-        if self.url is not None and self.bundle_dir is not None:
-            raise UserError("--url and --bundle_dir: give one of them, a server that runs or one to start")
+        self.url = checked_url(self.url, self.bundle_dir)
         if not self.local_data.is_dir():
             raise UserError(f"--local_data: no folder {self.local_data}; --help says what belongs into it")
 
@@ -112,7 +114,7 @@ def _server(settings: HelmCheck) -> Iterator[str]:
     elif not listens(settings.url):
         raise UserError(f"--url: nothing listens at {settings.url}; start it with python submission/serve.py")
     else:
-        yield settings.url.rstrip("/")
+        yield settings.url
 
 
 def find_helm(python: Path | None) -> str:
@@ -216,18 +218,27 @@ def _big_bench(folder: Path, must: bool, extra: str) -> Found:
 
 def _bbq(folder: Path, must: bool, extra: str) -> Found:
     found = _several(folder / "bbq", "*.jsonl", must)
-    runs = [f"bbq:model=neurips/local,subject={path.stem}" for path in found]
-    return runs, {f"bbq/data/{path.stem}": path for path in found}
+    names = [path.stem for path in found]
+    subjects = ["all"] if len(names) == CATEGORIES else names
+    files = {f"bbq/data/{name}": path for name, path in zip(names, found, strict=True)}
+    return [f"bbq:model=neurips/local,subject={subject}" for subject in subjects], files
 
 
 _FINDERS = {"mmlu": _mmlu, "truthful_qa": _truthful_qa, "gsm": _gsm, "big_bench": _big_bench, "bbq": _bbq}
 
 
 def place(files: dict[str, Path], output: Path) -> None:
-    """Puts links to the files where HELM would download them to; those of earlier runs go."""
-    for kind in ("scenarios", "perturbations"):
-        shutil.rmtree(output / kind, ignore_errors=True)
+    """Puts links to the files where HELM would download them to; links of earlier runs go.
+
+    Raises:
+        UserError: something else is there already.
+    """
+    for link in [path for kind in ("scenarios", "perturbations") for path in (output / kind).rglob("*")]:
+        if link.is_symlink():
+            link.unlink()
     for name, path in files.items():
+        if (output / name).exists():
+            raise UserError(f"--out_dir: {output / name} is there and not of this command; choose another folder")
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).symlink_to(path.resolve())
 

@@ -75,6 +75,26 @@ class Started:
             Path(self.log.name).unlink(missing_ok=True)
 
 
+def checked_url(url: str | None, bundle_dir: Path | None) -> str | None:
+    """The address of a server, without the slash at its end.
+
+    Raises:
+        UserError: it is none, or a bundle to be started is named, too.
+    """
+    if url is None:
+        return None
+    if bundle_dir is not None:
+        raise UserError("--url and --bundle_dir: give one of them, a server that runs or one to start")
+    try:
+        address = urlsplit(url)
+        good = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"--url: expected an address such as http://localhost:8080, got {url}")
+    return url.rstrip("/")
+
+
 def listens(url: str) -> bool:
     """Whether something accepts connections at an address."""
     address = urlsplit(url)

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lit_gpt.challenge.checks import CHECKS, Trial
 from lit_gpt.challenge.client import GREEDY, SHAPES, Client, Doubt, Failure
 from lit_gpt.challenge.properties import PROPERTIES, fields, is_finite
-from lit_gpt.challenge.started import GRACE, Started, listens
+from lit_gpt.challenge.started import GRACE, Started, checked_url, listens
 from lit_gpt.files import write_json
 from lit_gpt.settings import Stopped, UserError, at_least, one_line
 
@@ -46,16 +45,7 @@ class Verify:
         for name in ("budget", "timeout", "start_timeout"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name}: must be above 0 seconds, got {getattr(self, name)}")
-        if self.url is not None and self.bundle_dir is not None:
-            raise UserError("--url and --bundle_dir: give one of them, a server that runs or one to start")
-        if self.url is not None:
-            self.url = self.url.rstrip("/")
-            try:
-                good = urlsplit(self.url).scheme in ("http", "https") and urlsplit(self.url).port != 0
-            except ValueError:
-                good = False
-            if not good or not urlsplit(self.url).hostname:
-                raise UserError(f"--url: expected an address such as http://localhost:8080, got {self.url}")
+        self.url = checked_url(self.url, self.bundle_dir)
 
 
 class Report:
