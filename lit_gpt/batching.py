@@ -17,6 +17,7 @@ Shapes: N tokens of a call, A of them asked for logits, V vocabulary, K likelies
 """
 
 import contextlib
+import copy
 import itertools
 import math
 import threading
@@ -94,27 +95,41 @@ class _Part:
     """Tokens of a row in a call of the model, and for how many of the last of them logits are asked."""
 
     row: _Row
+    job: Job
+    start: int
+    """Where in the row they come."""
     ids: Sequence[int]
     asked: int
+
+    @property
+    def cache(self) -> KVCache:
+        """The row's memory as it is before these tokens."""
+        cache = copy.copy(self.row.cache)
+        cache.used = self.start
+        return cache
 
 
 class Engine:
     """Continues texts, as many at a time as its cache has rows.
 
     Args:
-        rows: of the cache.
+        rows: texts at a time; the cache has an eighth and one more.
         length: of a row in tokens: prompt and text.
         queue_size: texts that may wait for a row.
-        piece: tokens of a prompt that are read in one call.
+        piece: tokens, see above.
     """
 
     def __init__(self, model: GPT, rows: int, length: int, queue_size: int = 1000, piece: int | None = None) -> None:
         weight = model.wte.weight
         self.model, self.length, self.queue_size, self.device = model, length, queue_size, weight.device
-        self.piece = piece or (128 if self.device.type == "cpu" else 256)
-        self._cache = KVCache(model.config, rows, length, weight.device, weight.dtype)
-        self.rows = [_Row(self._cache.row(number)) for number in range(rows)]
-        self.sizes = like_sizes(model, rows, self.piece)
+        self.piece = piece or (64 if self.device.type == "cpu" else 256)
+        self.most_read = 3 * self.piece
+        """Tokens of prompts that are read in a step."""
+        self.most_rows = rows
+        spare = 1 + rows // 8  # beginnings of prompts are kept also while all texts have rows
+        self._cache = KVCache(model.config, rows + spare, length, weight.device, weight.dtype)
+        self.rows = [_Row(self._cache.row(number)) for number in range(rows + spare)]
+        self.sizes = like_sizes(model, rows + self.most_read)
         """Numbers of tokens that give the same bits; empty: none but equal ones do."""
         self.waiting: deque[Job] = deque()
         self._news = threading.Condition()
@@ -143,7 +158,7 @@ class Engine:
     def state(self) -> dict[str, int]:
         """What it is at, and what it has done since the start."""
         return {
-            "rows": len(self.rows),
+            "rows": self.most_rows,
             "busy": sum(row.job is not None for row in self.rows),
             "waiting": len(self.waiting),
             "prompt_tokens_read": self.read,
@@ -186,7 +201,7 @@ class Engine:
             if row.job and row.job.future.cancelled():
                 self._end(row)
         self._admit()
-        drawing = [_Part(row, [row.newest], 1) for row in self.rows if row.newest is not None]
+        drawing = [_Part(r, r.job, r.cache.used, [r.newest], 1) for r in self.rows if r.newest is not None]
         reading = self._pieces()
         if self.sizes:
             calls = [drawing + reading]
@@ -198,7 +213,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Gives free rows to the texts that wait longest: the row of which least is lost, among equals the oldest."""
-        while free := [row for row in self.rows if row.job is None]:
+        while len(free := [row for row in self.rows if row.job is None]) > len(self.rows) - self.most_rows:
             with self._news:
                 job = self.waiting.popleft() if self.waiting else None
             if job is None:
@@ -224,17 +239,23 @@ class Engine:
         return [tuple(job.prompt[n * self.piece : (n + 1) * self.piece]) for n in range(whole)]
 
     def _pieces(self) -> list[_Part]:
-        """The next pieces of prompts, of one piece's size in all, those that another row holds left out."""
-        parts, room = [], self.piece
+        """The next pieces of prompts, as many as a call takes, those left out that another row holds or reads now."""
+        parts, room, ways = [], self.most_read, set()
         for row in sorted((r for r in self.rows if r.job and r.newest is None), key=lambda r: r.turn):
-            job, cache = row.job, row.cache
             self._copy(row)
-            ids = job.prompt[cache.used : cache.used + self.piece]
-            if len(ids) > room:
-                break
-            room -= len(ids)
-            last = cache.used + len(ids) == len(job.prompt)
-            parts.append(_Part(row, ids, len(ids) if job.echo else int(last)))
+            job, start = row.job, row.cache.used
+            while start < len(job.prompt):
+                ids = job.prompt[start : start + self.piece]
+                way = tuple(job.prompt[: start + len(ids)])
+                if len(ids) > room:
+                    return parts
+                if way in ways and len(ids) == self.piece and not job.echo:
+                    break
+                ways.add(way)
+                room -= len(ids)
+                last = start + len(ids) == len(job.prompt)
+                parts.append(_Part(row, job, start, ids, len(ids) if job.echo else int(last)))
+                start += len(ids)
         return parts
 
     def _copy(self, row: _Row) -> None:
@@ -251,19 +272,21 @@ class Engine:
 
     def _call(self, parts: list[_Part]) -> None:
         """Computes these tokens, and hands on what follows from them; where that fails, one by one."""
-        before = [part.row.cache.used for part in parts]
+        parts = [part for part in parts if part.row.job is part.job]
+        if not parts:
+            return
         try:
             logits_AV = self._logits(parts)
         except Exception as error:
-            for part, used in zip(parts, before, strict=True):
-                part.row.cache.used = used
-                if len(parts) == 1:
-                    self._fail(part.row, error)
-                else:
+            if len(parts) == 1:
+                self._fail(parts[0].row, error)
+            else:
+                for part in parts:
                     self._call([part])
             return
         for part in parts:
             row = part.row
+            row.cache.used = part.start + len(part.ids)
             if row.newest is None:
                 self.read += len(part.ids)
                 if row.cache.used == (len(row.pieces) + 1) * self.piece:
@@ -272,7 +295,7 @@ class Engine:
 
     def _hand_on(self, parts: list[_Part], logits_AV: Tensor) -> None:
         """Draws the tokens that follow, and gives them to the texts."""
-        asked = [(part.row, part.row.cache.used - n) for part in parts for n in range(part.asked, 0, -1)]
+        asked = [(part.row, part.start + len(part.ids) - n) for part in parts for n in range(part.asked, 0, -1)]
         if not asked:
             return
         ids_A = logits_AV.argmax(-1)
@@ -337,7 +360,7 @@ class Engine:
         at_1N = torch.zeros(1, total, dtype=torch.bool)
         at_1N[0, places] = True
         with kernels_for(total, self.device):
-            ragged = Ragged([(part.row.cache, len(part.ids)) for part in parts])
+            ragged = Ragged([(part.cache, len(part.ids)) for part in parts])
             logits_AV = self.model(idx_1N, cache=ragged, at_BT=at_1N.to(self.device))
         if more:
             logits_AV = logits_AV[[places.index(place) for place in at]]
@@ -345,7 +368,7 @@ class Engine:
 
     def _filled(self, size: int) -> int:
         """The number of tokens to which a call with so many is filled up."""
-        return next(like for like in self.sizes or [sixteens(len(self.rows))] if like >= size)
+        return next(like for like in self.sizes or [sixteens(self.most_rows)] if like >= size)
 
 
 def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:
@@ -378,16 +401,12 @@ def _likeliest(logprobs_AV: Tensor, wanted: list[int]) -> list[list[tuple[int, f
 
 
 @torch.inference_mode()
-def like_sizes(model: GPT, rows: int, piece: int) -> list[int]:
-    """Numbers of tokens in a call, up to `rows + piece`, with which a token gets the same bits, attention left out.
+def like_sizes(model: GPT, most: int) -> list[int]:
+    """Numbers of tokens in a call, up to `most` or a few more, with which a token gets the same bits but for attention.
 
     Tried with random numbers on the first block, the last one and the head. Empty if it holds for large numbers only.
     """
-    few, most = (
-        [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128) if n <= sixteens(rows)],
-        sixteens(rows + piece),
-    )
-    sizes = sorted({*few, *range(32, piece, 32), piece, *(piece + size for size in few)})
+    most = sixteens(most)
     weight, blocks = model.wte.weight, [model.blocks[0], model.blocks[-1]]
     x_1MC = torch.randn(1, most, model.config.n_embd, generator=torch.Generator().manual_seed(0))
     x_1MC = x_1MC.to(weight.device, weight.dtype)
@@ -402,10 +421,8 @@ def like_sizes(model: GPT, rows: int, piece: int) -> list[int]:
 
     whole = tokenwise(0, most)
     alike = []
-    for size in (size for size in sizes if size < most):
-        starts = [
-            at for at in (0, 1, 3, most - size) if at + size <= most
-        ]  # the last rows may be treated in another way
+    for size in (1, 2, 4, 8, 12, *range(16, most, 16)):
+        starts = {at for at in (0, 1, most - size) if at + size <= most}  # the last ones may be treated in another way
         if all(
             torch.equal(x, y[:, at : at + size])
             for at in starts

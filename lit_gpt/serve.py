@@ -140,4 +140,4 @@ def _fitting(model: "GPT", length: int, device: object) -> int:
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(32, free // 2 // row))
+    return max(1, min(32, (free // 2 // row - 1) * 8 // 9))
