@@ -122,7 +122,7 @@ def prepare_submission(settings: Submission) -> None:
     )
     found = findings(entry)
     _refuse(found, s.allow)
-    files[MARK] = _report(s, entry, found, again)
+    files[MARK] = _report(entry, found)
     _write(files, s)
     broken = [name for name in found if not all(finding.kept for finding in found[name])]
     allowed = f"; allowed: {', '.join(broken)}" if broken else ""
@@ -291,42 +291,44 @@ def _data(again: Training | None) -> str:
     return "\n".join([*lines, "## Prepared with", "", "```sh", *steps, "```", ""])
 
 
-def _report(s: Submission, entry: Entry, found: dict[str, list[Finding]], again: Training | None) -> str:
+SERVE = """
+## Serve
+
+```sh
+docker build -t submission .
+docker run --gpus all -p 8080:80 submission
+python submission/verify.py --url http://localhost:8080
+```
+
+Without Docker, in this folder: `PYTHONPATH=. python submission/serve.py --config serve.yaml`.
+"""
+TRAIN = """
+## Train again
+
+```sh
+docker build -f Dockerfile.train -t train .
+docker run --gpus all -v $PWD/retrained:/submission/out train
+```
+
+The run took {seconds:,.0f} s on {hardware}, with seed {seed} (`train/run.json`, `train/metrics.csv`).
+Put the weights from `retrained/` into {where}.
+"""
+
+
+def _report(entry: Entry, found: dict[str, list[Finding]]) -> str:
     """SUBMISSION.md: what was checked, what was allowed all the same, and how to use the bundle."""
-    lines = [
-        f"# Submission, track {entry.card.name}",
-        "",
-        "## Rules",
-        "",
-        "| rule | | found | source |",
-        "|---|---|---|---|",
-    ]
+    lines = [f"# Submission, track {entry.card.name}", "", "| rule | | found | source |", "|---|---|---|---|"]
     for name, said in found.items():
         for finding in said:
             mark = "kept" if finding.kept else "**broken, allowed by --allow**"
             lines.append(f"| {name} | {mark} | {finding.text.replace('|', '/')} | {RULES[name].source} |")
-    lines += [
-        "",
-        "## Serve",
-        "",
-        "```sh",
-        "docker build -t submission .",
-        "docker run --gpus all -p 8080:80 submission",
-    ]
-    lines += ["python submission/verify.py --url http://localhost:8080", "```", ""]
-    lines += ["Without Docker, in this folder: `PYTHONPATH=. python submission/serve.py --config serve.yaml`.", ""]
-    if again:
-        took = entry.run["result"]["seconds"]
-        lines += ["## Train again", "", "```sh", "docker build -f Dockerfile.train -t train ."]
-        lines += ["docker run --gpus all -v $PWD/retrained:/submission/out train", "```", ""]
-        lines += [
-            f"The run took {took:,.0f} s on {entry.run['hardware']} (`train/run.json`, `train/metrics.csv`), with"
-        ]
-        lines += [
-            f"seed {entry.run['settings']['seed']}. Then put the weights from `retrained/` into `finetuned/`.",
-            "",
-        ]
-    return "\n".join(lines)
+    text = "\n".join([*lines, SERVE])
+    if entry.run:
+        tuned = any(place.startswith("finetuned/") for place in entry.files)
+        where = "`finetuned/`" if tuned else "the base's (`scripts/merge_lora.py`)"
+        seconds, seed = entry.run["result"]["seconds"], entry.run["settings"]["seed"]
+        text += TRAIN.format(seconds=seconds, hardware=entry.run["hardware"], seed=seed, where=where)
+    return text
 
 
 def _write(files: Files, s: Submission) -> None:
