@@ -99,6 +99,16 @@ def test_missing_files(removed: str, tasks: list, message: str, tmp_path: Path) 
     assert str(error.value) == f"--local_data: {message.format(tmp_path)}; --help says where it is from"
 
 
+def test_another_version_of_truthfulqa(tmp_path: Path) -> None:
+    write_samples(tmp_path)
+    file = tmp_path / "truthfulqa/TruthfulQA.csv"
+    file.write_text(
+        "Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source\n"
+    )
+    with pytest.raises(UserError, match=r"TruthfulQA\.csv: 8 columns, but HELM reads version 1, which has 7"):
+        plan(tmp_path, [])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

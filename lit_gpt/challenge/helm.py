@@ -1,6 +1,7 @@
 """Runs HELM, which scored the challenge, on a submission: offline, on data files that the user has."""
 
 import contextlib
+import csv
 import os
 import re
 import shlex
@@ -42,6 +43,9 @@ HIDDEN = ("model", "method", "data_augmentation", "max_eval_instances")
 
 CATEGORIES = 11
 """Files that BBQ has; with all of them it is one run, as in the challenge."""
+
+COLUMNS = 7
+"""Of TruthfulQA.csv as HELM reads it; a later version has another one."""
 
 METRICS = {"gsm": "exact_match_indicator", "bbq": "quasi_exact_match"}
 """Task -> what the challenge counted, where that was not exact_match."""
@@ -195,8 +199,16 @@ def _mmlu(folder: Path, must: bool, extra: str) -> Found:
 
 
 def _truthful_qa(folder: Path, must: bool, extra: str) -> Found:
-    wanted = {"truthful_qa/data/TruthfulQA.csv": folder / "truthfulqa/TruthfulQA.csv"}
-    return ([f"truthful_qa:model=neurips/local,task=mc_single{extra}"], wanted) if _need(wanted, must) else ([], {})
+    path = folder / "truthfulqa/TruthfulQA.csv"
+    if not _need({"": path}, must):
+        return [], {}
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        columns = len(next(csv.reader(file), []))
+    if columns != COLUMNS:
+        raise UserError(
+            f"{path}: {columns} columns, but HELM reads version 1, which has {COLUMNS}: data/v1 at its publisher"
+        )
+    return [f"truthful_qa:model=neurips/local,task=mc_single{extra}"], {"truthful_qa/data/TruthfulQA.csv": path}
 
 
 def _gsm(folder: Path, must: bool, extra: str) -> Found:
@@ -277,8 +289,8 @@ class Score(NamedTuple):
     run: str
     questions: int
     """Without those that were changed for robustness and fairness."""
-    exact: float
-    """Exact match, as the challenge took it for the task: a share of the questions."""
+    exact: float | None
+    """Exact match, as the challenge took it for the task: a share of the questions. None: the task has other scores."""
     robust: float | None
     """The same with the worst of each question and its misspelt form; None where that was not run."""
     fair: float | None
@@ -297,13 +309,13 @@ def scores(suite: Path) -> list[Score]:
             name, changed = stat["name"], stat["name"].get("perturbation")
             if "mean" in stat and (changed is None or changed["computed_on"] == "worst"):
                 values[name["name"], name.get("split", ""), changed["name"] if changed else ""] = stat["mean"]
-        split = "test" if (metric, "test", "") in values else "valid"
+        split = "test" if ("num_instances", "test", "") in values else "valid"
         augmented = "data_augmentation=" in flags
         robust, fair = (values[metric, split, kind] if augmented else None for kind in ("robustness", "fairness"))
         requests = len(read_json(stats.with_name("scenario_state.json"))["request_states"])
         shown = [flag for flag in flags.split(",") if flag.partition("=")[0] not in HIDDEN]
         run, questions = " ".join([task, *shown]), int(values["num_instances", split, ""])
-        found.append(Score(run, questions, values[metric, split, ""], robust, fair, requests))
+        found.append(Score(run, questions, values.get((metric, split, "")), robust, fair, requests))
     return found
 
 
