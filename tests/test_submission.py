@@ -365,6 +365,18 @@ def test_a_mix_is_made_again(here: Path, tmp_path: Path) -> None:
     assert (bundle / "data/both/train.pt").read_bytes() == (here / "data/both/train.pt").read_bytes()
 
 
+def test_a_run_that_began_with_another(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it began with goes along, and 24 hours for both cannot be shown."""
+    for first in ("out/lora", "out/lora/lit_model_lora_finetuned.pth"):
+        assert finetune("lora", "out/second", "--init_from", first, "--resume", "never") == 0
+        assert prepare(tmp_path / "bundle", lora="out/second") == 2
+        assert f"hours: the run began with {first}, whose own training is neither counted" in capsys.readouterr().err
+        assert prepare(tmp_path / "bundle", "--allow", "hours", lora="out/second") == 0
+        told = yaml.safe_load((tmp_path / "bundle/train/finetune.yaml").read_text())["init_from"]
+        begun = read_finetuned(tmp_path / "bundle" / told)["weights"]
+        assert begun.keys() == read_finetuned("out/lora")["weights"].keys()
+
+
 def test_what_the_run_was_made_with_must_be_there(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
