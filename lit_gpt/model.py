@@ -116,8 +116,8 @@ class GPT(nn.Module):
             x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
         x_BTC = self.embed_norm(x_BTC)
         ropes = self.ropes(positions_BT, x_BTC.dtype)
-        for block in self.blocks:
-            wanted_N = places_N if block.layer == self.config.n_layer - 1 else None
+        for layer, block in enumerate(self.blocks):
+            wanted_N = places_N if layer == self.config.n_layer - 1 else None
             if recompute and torch.is_grad_enabled():
                 x_BTC = checkpoint(block, x_BTC, ropes, attend, wanted_N, use_reentrant=False)
             else:

@@ -34,6 +34,7 @@ FLOORS = [
         "evaluate",
         "perplexity",
         "serve",
+        "challenge",
     },
     {"cli"},
 ]
