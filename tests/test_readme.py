@@ -19,7 +19,9 @@ from conftest import SENTENCES, train_sentencepiece
 from test_litgpt import litgpt_folder
 
 from lit_gpt import Tokenizer
+from lit_gpt.api import Process
 from lit_gpt.cli import COMMANDS
+from lit_gpt.serve import Serve
 
 pytest.importorskip("lm_eval")
 
@@ -128,6 +130,9 @@ def test_other_commands_have_what_they_need() -> None:
         elif program == "pip":
             assert words[:2] == ["install", "-r"]
             assert (ROOT / words[2]).is_file(), words
+        elif program == "curl":
+            Process.model_validate_json(words[2])
+            assert words[0] == f"localhost:{Serve(Path()).port}/process"
         else:
             assert program == "python", f"no check for {program} {words}"
 
