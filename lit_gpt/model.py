@@ -79,8 +79,8 @@ class GPT(nn.Module):
         attend = causal
         if cache is not None:
             positions_BT, attend = cache.begin(idx_BT, positions_BT), cache.attend
-        x_BTC = self.hidden(idx_BT, positions_BT, attend)
-        return self.logits(x_BTC if at_BT is None else x_BTC[at_BT])
+        places_N = None if at_BT is None else at_BT.flatten().nonzero()[:, 0]
+        return self.logits(self.hidden(idx_BT, positions_BT, attend, places_N))
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) from what the blocks give, (..., C)."""
@@ -92,12 +92,14 @@ class GPT(nn.Module):
         idx_BT: Tensor,
         positions_BT: Tensor | None = None,
         attend: Attend = causal,
+        places_N: Tensor | None = None,
         recompute: bool = False,
         lengths_BT: Tensor | None = None,
     ) -> Tensor:
         """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default.
 
         Args:
+            places_N: of which tokens it is wanted, counted through the rows: then (N, C).
             recompute: keep only every block's input for the backward pass and compute the rest again there.
             lengths_BT: of the sequences, for the noise; T by default.
         """
@@ -116,11 +118,12 @@ class GPT(nn.Module):
         kinds = ["global"] * (self.config.positions == "rope") + ["local"] * (self.config.rope_local_base is not None)
         ropes = {kind: rope_tables(self.config, positions_BT, x_BTC.dtype, kind) for kind in kinds}
         for block in self.blocks:
+            wanted_N = places_N if block.layer == self.config.n_layer - 1 else None
             if recompute and torch.is_grad_enabled():
-                x_BTC = checkpoint(block, x_BTC, ropes, attend, use_reentrant=False)
+                x_BTC = checkpoint(block, x_BTC, ropes, attend, wanted_N, use_reentrant=False)
             else:
-                x_BTC = block(x_BTC, ropes, attend)
-        return x_BTC
+                x_BTC = block(x_BTC, ropes, attend, wanted_N)
+        return x_BTC if places_N is None else x_BTC[0]
 
     def compile_blocks(self) -> None:
         """Lets training run compiled blocks, all of them the same code: it is made for the first batch and its shape.
@@ -161,12 +164,11 @@ class GPT(nn.Module):
             recompute: see `hidden`.
         """
         if pack is None:
-            x_BTC = self.hidden(idx_BT, recompute=recompute)
+            x_NC = self.hidden(idx_BT, places_N=places_N, recompute=recompute)
         else:
             lengths_1T = None if self.noise is None else pack.lengths_1T
-            x_BTC = self.hidden(idx_BT, pack.positions_1T, pack.attend, recompute, lengths_1T)
-        x_NC = self.norm(x_BTC.flatten(0, 1).index_select(0, places_N))
-        return head_loss(self.lm_head, x_NC, labels_N, weights_N, self.config.logit_softcap)
+            x_NC = self.hidden(idx_BT, pack.positions_1T, pack.attend, places_N, recompute, lengths_1T)
+        return head_loss(self.lm_head, self.norm(x_NC), labels_N, weights_N, self.config.logit_softcap)
 
 
 class _NoValues(TorchFunctionMode):
@@ -204,8 +206,11 @@ class Block(nn.Module):
         self.compiled_step: Halves | None = None
         """What decoding calls; see `GPT.compile_steps`."""
 
-    def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend, places_N: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (1, N, C) for the tokens at these places, counted through the rows.
+
+        Where no block follows, what comes after the attention is for the places only that somebody asks for.
+        """
         rope = ropes.get(self.attn.rope)
         before, after = Block.before, Block.after
         if self.compiled and x_BTC.requires_grad:
@@ -215,7 +220,12 @@ class Block(nn.Module):
         n_BTC, *heads = before(self, x_BTC, rope)
         y_BHTD = self.attn.mix(attend, self.layer, *heads)
         del heads  # where no gradient needs them, they are not to lie beside the MLP's
-        return after(self, x_BTC, n_BTC, y_BHTD)
+        if places_N is None:
+            return after(self, x_BTC, n_BTC, y_BHTD)
+        if after is not Block.after:  # compiled for one number of tokens
+            return _chosen(after(self, x_BTC, n_BTC, y_BHTD), places_N)
+        y_BHTD = _chosen(y_BHTD.transpose(1, 2), places_N).transpose(1, 2)
+        return after(self, _chosen(x_BTC, places_N), _chosen(n_BTC, places_N), y_BHTD)
 
     def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
@@ -229,6 +239,11 @@ class Block(nn.Module):
             return x_BTC + a_BTC + self.mlp(n_BTC if self.norm_2 is None else self.norm_2(x_BTC))
         x_BTC = x_BTC + a_BTC
         return x_BTC + self.post_2(self.mlp(self.norm_2(x_BTC)))
+
+
+def _chosen(x_BT: Tensor, places_N: Tensor) -> Tensor:
+    """(B, T, ...) -> (1, N, ...)."""
+    return x_BT.flatten(0, 1).index_select(0, places_N)[None]
 
 
 class Attention(nn.Module):

@@ -94,29 +94,26 @@ def score(model: GPT, sequences: Sequence[Scored], pack_length: int) -> Iterator
         row = slice(start, start + pack_length)
         following = int(tree.depths_T[row.stop]) if row.stop < len(tree.ids_T) else 0
         positions_1T = trunk.begin(tree.depths_T[row], following, device)
-        x_1TC = model.hidden(torch.from_numpy(tree.ids_T[row])[None].to(device), positions_1T, trunk.attend)
         asked = slice(*np.searchsorted(tree.places_P, (row.start, row.stop)))
-        owners = tree.owners_P[asked]
+        owners, (places_N, where_P) = tree.owners_P[asked], np.unique(tree.places_P[asked], return_inverse=True)
+        idx_1T, at_N = torch.from_numpy(tree.ids_T[row])[None], torch.from_numpy(places_N - start)
+        x_NC = model.hidden(idx_1T.to(device), positions_1T, trunk.attend, at_N.to(device))
         if len(owners):
-            logprobs_P, likeliest_P = _predict(model, x_1TC[0], tree.places_P[asked] - start, tree.labels_P[asked])
+            logprobs_P, likeliest_P = _predict(model, x_NC, where_P, tree.labels_P[asked])
             np.add.at(sums, owners, logprobs_P)
             np.logical_and.at(greedy, owners, likeliest_P)
         known = [(int(i), Score(float(sums[i]), bool(greedy[i]))) for i in np.unique(owners) if last_row[i] == number]
         yield min(row.stop / len(tree.ids_T), 1.0), known
 
 
-def _predict(model: GPT, x_TC: Tensor, places_P: np.ndarray, labels_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of tokens, in nats, and whether they are the likeliest; the places ascend."""
-    places_N, where_P = np.unique(places_P, return_inverse=True)
-    size = max(1, CHUNK_BYTES // (x_TC.element_size() * head_rows(model.lm_head)))
+def _predict(model: GPT, x_NC: Tensor, where_P: np.ndarray, labels_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of tokens, in nats, and whether they are the likeliest, each after an x; these ascend."""
+    size = max(1, CHUNK_BYTES // (x_NC.element_size() * head_rows(model.lm_head)))
     logprobs, likeliest = [], []
-    for start in range(0, len(places_N), size):
+    for start in range(0, len(x_NC), size):
         chunk = slice(*np.searchsorted(where_P, (start, start + size)))
-        at_N, row_P, label_P = (
-            torch.from_numpy(x).to(x_TC.device)
-            for x in (places_N[start : start + size], where_P[chunk] - start, labels_P[chunk])
-        )
-        logits_NV = model.logits(x_TC.index_select(0, at_N))
+        row_P, label_P = (torch.from_numpy(x).to(x_NC.device) for x in (where_P[chunk] - start, labels_P[chunk]))
+        logits_NV = model.logits(x_NC[start : start + size])
         wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         found_P = wide_NV[row_P, label_P]
         logprobs.append(found_P - wide_NV.logsumexp(-1)[row_P])
