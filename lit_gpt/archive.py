@@ -105,10 +105,12 @@ def write_archive(
     layout: dict[str, Tensor],
     tensors: Iterable[tuple[str, Tensor]],
     progress: Callable[[int], Any] = lambda size: None,
+    value: Any = None,
 ) -> str:
     """Writes `tensors` to `path`, in the order in which they come.
 
     Args:
+        value: what the archive holds, with `layout` somewhere in it and no other tensors; None: `layout` itself.
         layout: every name with a tensor (on the meta device, say) of the shape and type that it is to have in the file.
         tensors: each name of `layout` once, with its values in any type.
         progress: is told how many bytes were written since the last call.
@@ -120,13 +122,13 @@ def write_archive(
     lines = []
     with open(path, "wb") as file, ThreadPoolExecutor(1) as disk, zipfile.ZipFile(file, "w") as archive:
         flush = disk.submit(os.fsync, file.fileno())
-        for name, text in (("data.pkl", _pickle(layout)), ("byteorder", sys.byteorder), ("version", "3\n")):
+        for name, text in (("data.pkl", _pickle(value or layout)), ("byteorder", sys.byteorder), ("version", "3\n")):
             archive.writestr(zipfile.ZipInfo(f"{ROOT}/{name}"), text)
         for name, tensor in tensors:
             dtype, header = layout[name].dtype, _header(f"{ROOT}/data/{numbers.pop(name)}", file.tell())
             with archive.open(header, "w", force_zip64=True) as record:
                 for piece in tensor.detach().reshape(-1).split(PIECE):
-                    data = memoryview(piece.to(dtype).contiguous().view(torch.uint8).numpy())
+                    data = memoryview(piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy())
                     for start in range(0, len(data), CACHED):
                         record.write(data[start : start + CACHED])
                     progress(len(data))
@@ -173,7 +175,7 @@ class _Pickler(pickle.Pickler):
         return value.id if isinstance(value, _Storage) else None
 
 
-def _pickle(layout: dict[str, Tensor]) -> bytes:
+def _pickle(value: Any) -> bytes:
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(layout)
+    _Pickler(buffer, protocol=2).dump(value)
     return buffer.getvalue()

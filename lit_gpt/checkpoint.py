@@ -3,24 +3,25 @@
 import contextlib
 import functools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from lit_gpt.archive import prove, save
+from lit_gpt.archive import prove, write_archive
 from lit_gpt.config import Config
 from lit_gpt.families.litgpt import LORA as LITGPT_LORA
-from lit_gpt.files import read_json
+from lit_gpt.files import atomic, parts_of, read_json
 from lit_gpt.litgpt_files import lora_of, read_litgpt
 from lit_gpt.methods import Method, describe, restore, trainable_state
 from lit_gpt.model import GPT, meta_gpt
 from lit_gpt.peft_files import PROMPT_STYLE, is_peft, read_peft
 from lit_gpt.prompts import Style, get_style
 from lit_gpt.quantize import quantized
-from lit_gpt.ranks import divided
+from lit_gpt.ranks import Rows, divided, joined
 from lit_gpt.settings import UserError
 from lit_gpt.template import model_template
 
@@ -146,18 +147,25 @@ def _quantize_blocks(
     return used
 
 
-def load_file(path: Path, hint: str, mmap: bool = False) -> Any:
-    """Reads one of our archives after proving it, and without executing anything in it.
+def load_file(path: Path, hint: str, lazy: bool = False) -> Any:
+    """Reads one of our archives, without executing anything in it. It may lie in parts, one of each rank.
 
     Args:
-        mmap: tensors are read when they are used.
+        lazy: for files that were proved: tensors are read when they are used, and those in parts are `Rows`.
+            Otherwise they are proved here, and tensors are whole.
 
     Raises:
-        UserError: the file is missing (then `hint` says what makes it) or is not as it was written.
+        UserError: a file is missing (then `hint` says what makes it) or is not as it was written.
     """
-    prove_file(path, hint)
-    with _readable(path, hint):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    trees = []
+    for file in parts_of(path):
+        if not lazy:
+            prove_file(file, hint)
+        with _readable(file, hint):
+            trees.append(torch.load(file, map_location="cpu", weights_only=True, mmap=lazy or file != path))
+    with _readable(file, hint):
+        tree = joined(trees)
+        return tree if lazy else tree_map(lambda v: v.take() if isinstance(v, Rows) else v, tree)
 
 
 def prove_file(path: Path, hint: str) -> None:
@@ -189,20 +197,30 @@ def _readable(path: Path, hint: str) -> Iterator[None]:
 
 
 def save_finetuned(
-    path: str | Path, model: GPT, method: Method, facts: dict[str, Any], weights: dict[str, Tensor] | None = None
+    path: str | Path,
+    model: GPT,
+    method: Method,
+    facts: dict[str, Any],
+    weights: dict[str, Tensor] | None = None,
+    tensors: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
     """Writes what was trained, with everything that is needed to use it again.
 
     Args:
-        weights: the model's trained weights, if it does not hold them whole.
         path: `OUT/lit_model_<method>_finetuned.pth`.
         facts: plain values about the run, such as `prompt_style` and `base` (see `base_identity`).
+        weights: what is written of the model's trained weights, if not all.
+        tensors: the same, one after the other, if there must not be all at once.
     """
-    save(Path(path), {"method": describe(method), "weights": weights or trainable_state(model), **facts})
+    weights = weights or trainable_state(model)
+    layout = {name: torch.empty(weight.shape, dtype=weight.dtype, device="meta") for name, weight in weights.items()}
+    with atomic(path) as temporary:
+        value = {"method": describe(method), "weights": layout, **facts}
+        write_archive(temporary, layout, tensors or weights.items(), value=value)
 
 
 def finetuned_file(path: str | Path) -> Path:
-    """`path` itself, or the finetuned weights in it if it is a folder.
+    """`path` itself, or the finetuned weights in it if it is a folder; they may lie in parts (see `parts_of`).
 
     Raises:
         UserError: there are none.
@@ -211,19 +229,20 @@ def finetuned_file(path: str | Path) -> Path:
     if not path.is_dir():
         return path
     found = sorted(path.glob("lit_model*_finetuned.pth")) or sorted(path.glob(LITGPT_LORA))
+    found = found or [path / f"{p.name.partition('-')[0]}.pth" for p in path.glob("lit_model*-00001-of-?????.pth")]
     if len(found) != 1:
         raise UserError(f"{len(found)} files lit_model*_finetuned.pth in {path}, expected 1; name the file itself")
     return found[0]
 
 
-def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, mmap: bool = False) -> dict[str, Any]:
+def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, lazy: bool = False) -> dict[str, Any]:
     """What `save_finetuned` wrote: `method`, `weights`, and the facts of the run.
 
     Args:
         path: the file, or the folder that it is in; or with `checkpoint_dir` the folder of an adapter of PEFT, or what
             litgpt trained with LoRA.
         checkpoint_dir: the converted base.
-        mmap: see `load_file`.
+        lazy: see `load_file`.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -231,7 +250,7 @@ def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, m
     if checkpoint_dir is not None and is_peft(Path(path)):
         return read_peft(Path(path), Config.from_checkpoint(checkpoint_dir))
     path = finetuned_file(path)
-    saved = load_file(path, "finetune first (finetune/lora.py) or check the path", mmap)
+    saved = load_file(path, "finetune first (finetune/lora.py) or check the path", lazy)
     if checkpoint_dir is not None and (state := lora_of(saved)):
         return read_litgpt(path, state, Config.from_checkpoint(checkpoint_dir))
     kinds = {"method": dict, "weights": dict, "prompt_style": str, "base": dict, "quantize": str | None}

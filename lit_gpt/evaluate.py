@@ -92,12 +92,12 @@ class Subject(Trained):
     def identity(self, model: "GPT") -> str:
         """Says which model answers: all that changes its answers by more than rounding."""
         from lit_gpt.checkpoint import finetuned_file, prove_weights
-        from lit_gpt.files import sha256
+        from lit_gpt.files import parts_of, sha256
 
         files: list[Path] = []
         if self.finetuned is not None:
             peft = sorted(self.finetuned.glob("adapter_*")) if self.finetuned.is_dir() else []
-            files = peft or [finetuned_file(self.finetuned)]
+            files = peft or parts_of(finetuned_file(self.finetuned))
         finetuned = [sha256(file) for file in files]
         facts = [prove_weights(self.checkpoint_dir), finetuned, self.precision, self.quantize, self.window(model)]
         return json.dumps(facts, default=str)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import os
 import shlex
 import shutil
 import struct
@@ -20,9 +21,14 @@ from lit_gpt.methods import Adapter, LoRA
 from lit_gpt.settings import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lit_gpt.families import Stored
+
+
+CONVERTER = "LLAMA_CPP_CONVERTER"
+"""Environment variable with the command of llama.cpp's converter, if it is not on the PATH or needs another Python."""
 
 
 @dataclass
@@ -70,13 +76,17 @@ def export(settings: Export) -> None:
     if settings.format == "peft":
         write_peft(folder, settings.lora_path, out)
         return
-    write_hf(folder, settings.lora_path, out, settings.shard_gb * 1e9)
+    dtype = write_hf(folder, settings.lora_path, out, settings.shard_gb * 1e9)
     if settings.format == "gguf":
-        write_gguf(folder, settings.lora_path, out)
+        write_gguf(folder, settings.lora_path, out, dtype)
 
 
-def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float) -> None:
-    """Writes a folder that `from_pretrained` opens; memory: that of the largest part, a block or the head."""
+def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float) -> "torch.dtype":
+    """Writes a folder that `from_pretrained` opens; memory: that of the largest part, a block or the head.
+
+    Returns:
+        The type of its weights.
+    """
     from lit_gpt.checkpoint import apply_finetuned, prove_weights, read_finetuned
     from lit_gpt.model import meta_gpt
     from lit_gpt.parts import merged, weights_of
@@ -113,6 +123,7 @@ def write_hf(folder: Path, finetuned: Path | None, out: Path, shard_size: float)
         write_json(out / "config.json", text)
     total = sum(tensor.nbytes for tensor in layout.values())
     print(f"{size_text(total)} in {out}\nnext: AutoModelForCausalLM.from_pretrained('{out}')", file=sys.stderr)
+    return dtype
 
 
 def chosen_names(config: Config, stored_as: list[str] | None) -> "dict[str, Stored]":
@@ -284,26 +295,33 @@ def _rows(config: Config, name: str) -> int:
     return meta_gpt(config).get_submodule(name).out_features
 
 
-def write_gguf(folder: Path, finetuned: Path | None, out: Path) -> None:
+def write_gguf(folder: Path, finetuned: Path | None, out: Path, dtype: "torch.dtype") -> None:
     """Lets llama.cpp's converter work on the folder, or says how; writes an Ollama Modelfile beside it."""
     from lit_gpt.checkpoint import style_of
-    from lit_gpt.prompts import get_style
+    from lit_gpt.prompts import Turn, get_style
     from lit_gpt.tokenizer import Tokenizer
 
-    command = ["convert_hf_to_gguf.py", str(out), "--outfile", str(out / "model.gguf")]
+    kind = {"bfloat16": "bf16", "float16": "f16"}.get(str(dtype).removeprefix("torch."), "f32")  # by itself it rounds
+    command = ["convert_hf_to_gguf.py", str(out), "--outfile", str(out / "model.gguf"), "--outtype", kind]
     style, tokenizer = style_of(folder, finetuned) or get_style("plain"), Tokenizer(folder)
     stop_tokens = (tokenizer.token(i) for i in style.stop_ids(tokenizer) if i != tokenizer.eos_id)
     stops = "".join(f'PARAMETER stop "{token}"\n' for token in stop_tokens)
     template = style.prompt("{{ .Prompt }}", tokenizer=tokenizer)
+    if style.encode_prompt(tokenizer, (Turn("user", "x"),))[0] == tokenizer.bos_id != tokenizer.encode("x")[0]:
+        template = tokenizer.bos + template  # where the tokenizer puts it in front of any text, llama.cpp does
     write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{template}"""\n{stops}')
-    program = shutil.which(command[0])
-    if program is None:
+    program = shlex.split(os.environ.get(CONVERTER, command[0]))
+    if shutil.which(program[0]) is None:
         print(
-            f"llama.cpp's converter is not installed (github.com/ggml-org/llama.cpp); with it: {shlex.join(command)}\n"
-            f"then: ollama create my-model -f {out / 'Modelfile'}",
+            f"llama.cpp's converter is not installed (github.com/ggml-org/llama.cpp), or give its command in "
+            f"{CONVERTER}; with it: {shlex.join(command)}\nthen: ollama create my-model -f {out / 'Modelfile'}",
             file=sys.stderr,
         )
         return
-    done = subprocess.run([program, *command[1:]])
-    if done.returncode:
-        raise UserError(f"{shlex.join(command)} failed with exit code {done.returncode}; the folder {out} is whole")
+    command = [*program, *command[1:]]
+    if code := subprocess.run(command).returncode:
+        raise UserError(
+            f"{shlex.join(command)} failed with exit code {code}; does its Python have the packages of llama.cpp's "
+            f"requirements.txt? The folder {out} is whole"
+        )
+    print(f"next: ollama create my-model -f {out / 'Modelfile'}", file=sys.stderr)

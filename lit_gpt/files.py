@@ -67,6 +67,19 @@ def locked(path: Path, message: str) -> Iterator[None]:
         yield
 
 
+def part(path: Path, index: int, count: int) -> Path:
+    """The file for one of the `count` parts of what `path` holds, such as `optimizer-00001-of-00008.pth`."""
+    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1:05d}-of-{count:05d}{path.suffix}")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The file itself, or all the parts in its place if any of them is there."""
+    found = [] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-?????-of-?????{path.suffix}"))
+    if not found or not (number := found[0].stem[-5:]).isdecimal():
+        return [path]
+    return [part(path, index, int(number)) for index in range(int(number))]
+
+
 def flush(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -126,7 +126,7 @@ def _record(folder: Path, file: Path, saved: dict[str, Any]) -> dict[str, Any]:
     origin = {key: description[key] for key in ("source", "merged") if description.get(key)}
     return {
         "base": {**base_identity(folder), **origin},
-        "finetuned": {"file": str(file), "sha256": None if file.is_dir() else sha256(file)},
+        "finetuned": {"file": str(file), "sha256": sha256(file) if file.is_file() else None},
         **{key: saved.get(key) for key in ("method", "quantize", "prompt_style")},
     }
 

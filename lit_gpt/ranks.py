@@ -11,10 +11,13 @@ loss of a step is a sum over its tokens, that is the same step on any number of 
 PyTorch's older wrapper, `FullyShardedDataParallel`, would not do: it joins a block's parameters into one tensor, which
 has to have one type, while ours are 16-bit weights and float32 adapters.
 
+What is divided is saved and read so, too (`parted`, `Rows`): no rank ever holds more than its part.
+
 Numbers that lie on the host are exchanged there (gloo), so that the GPU is not waited for.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +55,10 @@ class Ranks:
         dist.all_gather(list(rows), torch.tensor(numbers, dtype=torch.float64))
         return rows.tolist()
 
+    def wait(self) -> None:
+        """Until all are here. (To exchange nothing, they do not wait for each other.)"""
+        self.gather(0.0)
+
     def first(self, number: float) -> float:
         """Rank 0's number: a clock that all go by."""
         return self.gather(number)[0][0]
@@ -68,10 +75,17 @@ class Ranks:
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
+    def all(self, value: Any) -> list[Any]:
+        """This value of every rank; it can be anything that pickles."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def leave(self) -> None:
         """Waits for all, and takes leave of them."""
         if self.world > 1:
-            self.gather()
+            self.wait()
             dist.destroy_process_group()
 
     def add(self, tensor: Tensor) -> None:
@@ -99,16 +113,9 @@ class Ranks:
                 bucket = _add_up(bucket)
         _add_up(bucket)
 
-    def whole(self, values: Any) -> Any:
-        """The values, in dicts and lists, with divided tensors put together in rank 0's host memory; elsewhere None."""
-
-        def join(value: Any) -> Any:
-            if not is_divided(value):
-                return value
-            full = value.full_tensor()
-            return full.cpu() if self.leads else None
-
-        return tree_map(join, values) if self.sharded else values
+    def share(self, tensors: Iterable[Tensor]) -> tuple[int, int]:
+        """Which part of these tensors this rank saves, and of how many: (0, 1) if every rank holds them whole."""
+        return (self.rank, self.world) if any(map(is_divided, tensors)) else (0, 1)
 
 
 def _add_up(gradients: list[Tensor]) -> list[Tensor]:
@@ -148,14 +155,67 @@ def is_divided(value: Any) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def divided(full: Any, like: Tensor) -> Any:
-    """A tensor divided as `like` is, or itself if that is whole or of another shape."""
-    if not is_divided(like) or not isinstance(full, Tensor) or full.shape != like.shape:
-        return full
-    from torch.distributed.tensor import distribute_tensor
+def parted(values: Any) -> Any:
+    """The values, in dicts and lists, with this rank's rows in place of divided tensors."""
+    return tree_map(lambda value: value.to_local() if is_divided(value) else value, values)
 
-    # every rank has it, so that each takes its part and nothing is sent
-    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+def put_together(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors whole, one at a time; all ranks have to take them."""
+    for name, tensor in tensors.items():
+        yield name, tensor.full_tensor() if is_divided(tensor) else tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor whose rows lie in several, one below the other: what so many ranks saved of it."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the whole."""
+        return torch.Size((sum(map(len, self.parts)), *self.parts[0].shape[1:]))
+
+    def take(self, start: int = 0, stop: int = sys.maxsize) -> Tensor:
+        """A copy of the rows from `start` up to `stop`; no others are read."""
+        taken = []
+        for part in self.parts:
+            taken.append(part[max(start, 0) : max(stop, 0)])
+            start, stop = start - len(part), stop - len(part)
+        return torch.cat(taken)
+
+
+def joined(trees: list[Any]) -> Any:
+    """What the ranks saved (see `parted`) as one, with `Rows`; what has no dimensions is the same in all of them.
+
+    Raises:
+        ValueError: they are not of one run.
+    """
+
+    def join(first: Any, *others: Any) -> Any:
+        return Rows((first, *others)) if isinstance(first, Tensor) and first.dim() else first
+
+    return tree_map(join, *trees) if len(trees) > 1 else trees[0]
+
+
+def divided(saved: Any, like: Tensor) -> Any:
+    """A copy of what was saved, divided as `like` is if it has the shape of that, too.
+
+    Of tensors that are read when they are used, a rank reads its own rows only.
+    """
+    if not isinstance(saved, Tensor | Rows) or saved.shape != like.shape:
+        return saved.clone() if isinstance(saved, Tensor) else saved
+    saved = saved if isinstance(saved, Rows) else Rows((saved,))
+    if not is_divided(like):
+        return saved.take()
+    from torch.distributed.tensor import DTensor
+
+    mesh, rows = like.device_mesh, len(like)
+    most = -(-rows // mesh.size())  # as `fully_shard` does it: the last ranks may have fewer, or none
+    start = min(most * mesh.get_local_rank(), rows)
+    own = saved.take(start, min(start + most, rows)).to(like.device)
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def divide_state(state: dict[str, Any], parameters: list[nn.Parameter]) -> None:

@@ -7,6 +7,10 @@ renamed, and holds
 - `progress.json`: how far the run has come, and the run's description;
 - `manifest.json`: size and SHA-256 of the others.
 
+If weights are trained that are divided over several ranks, each writes its rows of the first two, as
+`optimizer-00001-of-00008.pth` and so on, and the folder takes its name when all have done so. Any number of ranks can
+go on from them.
+
 There is no state of a random generator: what a step draws is a function of the seed and the step (`lit_gpt.train`).
 """
 
@@ -14,13 +18,15 @@ import contextlib
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.checkpoint import prove_file
-from lit_gpt.files import cannot_write, flush, read_json, sha256, size_text, write_json
+from lit_gpt.files import cannot_write, flush, parts_of, read_json, sha256, size_text, write_json
 from lit_gpt.methods import file_of
+from lit_gpt.ranks import Ranks
 from lit_gpt.record import note_rounding, refuse_another
 from lit_gpt.settings import UserError
 from lit_gpt.stopping import Pace
@@ -59,48 +65,57 @@ class Checkpoint:
     progress: Progress
 
 
-def save_step(folder: Path, size: int, files: dict[str, Callable[[Path], object]]) -> None:
-    """Writes a checkpoint, whole or not at all.
+def save_step(folder: Path, size: int, files: dict[str, Callable[[Path], object]], ranks: Ranks) -> None:
+    """Writes a checkpoint, whole or not at all; all ranks write their files, and leave together.
 
     Args:
         folder: `OUT/step-000100`; one that is there is replaced.
-        size: bytes that will be written, about.
-        files: name -> what writes the file.
+        size: bytes that will be written by all, about.
+        files: name -> what writes the file, for the files of this rank.
 
     Raises:
         UserError: there is not enough space, or the folder cannot be written.
     """
-    free = shutil.disk_usage(folder.parent).free
-    if free < size:
-        raise UserError(
-            f"the checkpoint {folder} takes {size_text(size)}, {size_text(free)} free on its disk; free some space and "
-            "give the same command again"
-        )
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        if ranks.leads:
+            free = shutil.disk_usage(folder.parent).free
+            if free < size:
+                raise UserError(
+                    f"the checkpoint {folder} takes {size_text(size)}, {size_text(free)} free on its disk; free some "
+                    "space and give the same command again"
+                )
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        ranks.wait()  # now it is there
         for name, write in files.items():
             write(temporary / name)
-        write_json(temporary / MANIFEST, {name: _facts(temporary / name) for name in files})
-        discard(folder)
-        temporary.rename(folder)
-        flush(folder.parent)
+        written = ranks.all({name: _facts(temporary / name) for name in files})
+        if ranks.leads:
+            write_json(temporary / MANIFEST, {name: facts for part in written for name, facts in part.items()})
+            discard(folder)
+            temporary.rename(folder)
+            flush(folder.parent)
+        ranks.wait()
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if ranks.leads:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if every file is as it was written."""
     try:
         manifest = read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or not {OPTIMIZER, PROGRESS} <= manifest.keys():
+        needed = {PROGRESS, *(path.name for path in (*parts_of(folder / OPTIMIZER), *folder.glob("*.pth")))}
+        if not isinstance(manifest, dict) or not needed <= manifest.keys():
             return f"{MANIFEST} is damaged"
-        for name, told in manifest.items():
-            if told != _facts(folder / Path(name).name):
-                return f"{name} is not as it was written"
+        with ThreadPoolExecutor() as threads:  # there may be many parts, and large ones
+            found = threads.map(_facts, [folder / Path(name).name for name in manifest])
+            for (name, told), facts in zip(manifest.items(), found, strict=True):
+                if told != facts:
+                    return f"{name} is not as it was written"
     except UserError as error:
         return str(error)
     except OSError as error:

@@ -1,5 +1,6 @@
 """One finetuning run: what is trained on, how long, and what is logged, validated and saved on the way."""
 
+import collections
 import contextlib
 import itertools
 import math
@@ -17,12 +18,12 @@ from lit_gpt.checkpoint import base_identity, load_file, load_trainable, read_fi
 from lit_gpt.compiling import compile_blocks
 from lit_gpt.data.batches import Batch
 from lit_gpt.decode import complete
-from lit_gpt.files import write_json
+from lit_gpt.files import part, write_json
 from lit_gpt.memory import give_back, memory_error_explained
 from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_state
 from lit_gpt.model import GPT
 from lit_gpt.prompts import Turn, get_style
-from lit_gpt.ranks import Ranks, divide_state
+from lit_gpt.ranks import Ranks, divide_state, parted, put_together
 from lit_gpt.record import command_line
 from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
 from lit_gpt.runlog import NoLog, RunLog, Stopwatch, peak_memory_gb
@@ -81,7 +82,7 @@ class Run:
         told_loggers = {**asdict(settings), **describe(method)}
         options = (settings.out_dir, settings.loggers, told_loggers, work.steps, self.progress.step, rows)
         self.log = RunLog(*options) if ranks.leads else NoLog()
-        ranks.gather()  # all have read their checkpoint
+        ranks.wait()  # all have read their checkpoint
         if ranks.leads:
             clear(settings.out_dir, self.progress.step)  # now that nothing else can fail
         lost = max(0.0, self.log.seconds - self.progress.seconds)  # what a killed process trained after it saved
@@ -90,9 +91,8 @@ class Run:
 
     def _restore(self, folder: Path) -> None:
         """Takes over the weights and the optimizer's state of a checkpoint."""
-        mmap = self.ranks.sharded  # a rank needs a part
-        load_trainable(self.gpt, read_finetuned(folder, mmap=mmap)["weights"], folder)
-        state = load_file(folder / OPTIMIZER, "try an earlier checkpoint with --resume", mmap)
+        load_trainable(self.gpt, read_finetuned(folder, lazy=True)["weights"], folder)
+        state = load_file(folder / OPTIMIZER, "try an earlier checkpoint with --resume", lazy=True)
         divide_state(state["optimizer"], [p for group in self.optimizer.param_groups for p in group["params"]])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -120,9 +120,7 @@ class Run:
                 self._train()
                 path = s.out_dir / self.file
                 log.say(f"Saving {self.method.name} weights to '{path}'")
-                weights = self._weights()
-                if self.ranks.leads:  # before the log ends: a plot that fails must not cost what was trained
-                    self._save_weights(path, weights)
+                self._save(path)  # before the log ends: a plot that fails must not cost what was trained
             self._tell(path)
 
     def _train(self) -> None:
@@ -306,31 +304,54 @@ class Run:
         """Saves everything that it takes to go on from here exactly, and removes checkpoints that are not kept."""
         s, progress, began = self.settings, self.progress, time.monotonic()
         progress.seconds, progress.spent, progress.saves = self.watch.seconds, self.deadline.spent, progress.saves + 1
-        weights, state = self._weights(), self.ranks.whole(self.optimizer.state_dict())
-        state = {"optimizer": state, "precision": self.fabric.strategy.precision.state_dict()}
-        files = {
-            self.file: lambda path: self._save_weights(path, weights),
-            OPTIMIZER: lambda path: save(path, state),
-            PROGRESS: lambda path: write_json(path, asdict(progress) | {"run": self.told}),
-        }
-        self.log.flush()  # its rows up to here belong to the checkpoint
+        weights, files = self._weights(), {}
+        share, own = self.ranks.share(weights.values()), parted(weights)
+        state = {"optimizer": parted(self.optimizer.state_dict())}
+        state["precision"] = self.fabric.strategy.precision.state_dict()
+        if share[0] == self.ranks.rank:  # of what all hold, the first one writes
+            named = (self.gpt, self.method, self._facts())
+            files[part(Path(self.file), *share).name] = lambda path: save_finetuned(path, *named, own)
+            files[part(Path(OPTIMIZER), *share).name] = lambda path: save(path, state)
         if self.ranks.leads:
-            save_step(self._folder(progress.step), self.state_bytes, files)
+            files[PROGRESS] = lambda path: write_json(path, asdict(progress) | {"run": self.told})
+        self.log.flush()  # its rows up to here belong to the checkpoint
+        save_step(self._folder(progress.step), self.state_bytes, files, self.ranks)
+        if self.ranks.leads:
             thin_out(s.out_dir, progress.step, s.keep_last, progress.best["step"] if progress.best else None)
-        self.ranks.gather()  # nobody leaves before it is written
         progress.pace.save = time.monotonic() - began
         progress.saving += progress.pace.save
 
-    def _weights(self) -> dict[str, Tensor]:
-        """What is trained, whole, on the rank that leads."""
-        return self.ranks.whole(trainable_state(self.gpt))
+    def _save(self, path: Path) -> None:
+        """Writes what was trained into one file, put together tensor by tensor."""
+        weights = self._weights()
+        tensors = put_together(weights)
+        if self.ranks.leads:
+            save_finetuned(path, self.gpt, self.method, self._facts(), weights, tensors)
+        else:
+            collections.deque(tensors, maxlen=0)
 
-    def _save_weights(self, path: Path, weights: dict[str, Tensor]) -> None:
-        if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+    def _weights(self) -> dict[str, Tensor]:
+        """What is trained.
+
+        Raises:
+            UserError: on all ranks, if any holds values that are no numbers.
+        """
+        weights = trainable_state(self.gpt)
+        own = parted(list(weights.values()))
+        broken = next((index for index, weight in enumerate(own) if not weight.isfinite().all()), len(own))
+        broken = -int(self.ranks.most(-broken))
+        if broken < len(own):
             raise UserError(
-                f"after step {self.progress.step} {broken[0]} holds values that are no numbers, so it is not saved; "
-                f"start anew with a lower --learning_rate; {self._saved()}"
+                f"after step {self.progress.step} {list(weights)[broken]} holds values that are no numbers, so it is "
+                f"not saved; start anew with a lower --learning_rate; {self._saved()}"
             )
-        facts = {"prompt_style": self.work.prompt_style, "base": base_identity(self.settings.checkpoint_dir)}
-        facts["quantize"] = self.settings.quantize
-        save_finetuned(path, self.gpt, self.method, facts, weights)
+        return weights
+
+    def _facts(self) -> dict[str, Any]:
+        """What is saved beside the weights."""
+        s = self.settings
+        return {
+            "prompt_style": self.work.prompt_style,
+            "base": base_identity(s.checkpoint_dir),
+            "quantize": s.quantize,
+        }

@@ -1,6 +1,8 @@
 """Several processes that train one model: the same run as one process, and never a hang."""
 
 import csv
+import itertools
+import multiprocessing
 import os
 import re
 import shutil
@@ -26,7 +28,7 @@ from lit_gpt.finetune import Finetune, launch
 from lit_gpt.memory import needs
 from lit_gpt.methods import Full, LoRA
 from lit_gpt.processes import AGAIN, PARENT
-from lit_gpt.ranks import Ranks, is_divided, shard
+from lit_gpt.ranks import Ranks, divided, is_divided, joined, parted, shard
 from lit_gpt.resume import steps_saved
 from lit_gpt.settings import UserError
 from lit_gpt.train import train
@@ -40,10 +42,12 @@ class Pair:
     def __init__(self, forks: list[Forks]) -> None:
         self.forks = forks
 
-    def start(self, method: str, argv: list, out: Path, supervised: bool = False, **first: object) -> list[int]:
+    def start(
+        self, method: str, argv: list, out: Path, supervised: bool = False, victim: int = 0, **fate: object
+    ) -> list[int]:
         """Starts both, with their output in `out/log.0` and `out/log.1`.
 
-        `supervised`: as if by `processes.start`. `first`: see `Forks.start`, for number 0.
+        `supervised`: as if by `processes.start`. `fate`: see `Forks.start`, for the number `victim`.
         """
         out.mkdir(exist_ok=True)
         with socket.socket() as free:
@@ -58,7 +62,9 @@ class Pair:
             if supervised:
                 own[PARENT] = str(forks.id)
             flags = [*argv, "--out_dir", out, "--devices", 2]
-            ids.append(forks.start(f"finetune {method}", flags, log, environment=own, **({} if rank else first)))
+            ids.append(
+                forks.start(f"finetune {method}", flags, log, environment=own, **(fate if rank == victim else {}))
+            )
         return ids
 
     def wait(self) -> list[int]:
@@ -91,12 +97,16 @@ def of_method(flags: list, method: str) -> list:
     return flags if method == "lora" else [*flags[:-2], "--learning_rate", 0.001]
 
 
+NOISE = {"rtol": 1e-4, "atol": 1e-5}
+"""Of float32."""
+
+
 def assert_same_but_for_rounding(out: Path, whole: Path) -> None:
     """Files of the same format; the same rows and weights within noise of float32."""
     a, b = read_finetuned(out), read_finetuned(whole)
     assert {name: w.shape for name, w in a["weights"].items()} == {name: w.shape for name, w in b["weights"].items()}
     for name, expected in b["weights"].items():
-        torch.testing.assert_close(a["weights"][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(a["weights"][name], expected, **NOISE, msg=name)
     rows, expected = (list(csv.DictReader((folder / "metrics.csv").open())) for folder in (out, whole))
     assert len(rows) == len(expected)
     for row, other in zip(rows, expected, strict=True):
@@ -175,19 +185,20 @@ def test_tied_weights_that_are_divided(precision: str, pair: Pair, flags: list, 
         assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in values.items()}
 
 
-@pytest.mark.parametrize(("method", "divide"), [("lora", []), ("full", ["--shard", "true"])])
+@pytest.mark.parametrize(("method", "divide", "victim"), [("lora", [], 0), ("full", ["--shard", "true"], 1)])
 def test_a_run_goes_on_with_another_number_of_devices(
-    method: str, divide: list, pair: Pair, flags: list, alone: Callable[[str, list], Path], tmp_path: Path
+    method: str, divide: list, victim: int, pair: Pair, flags: list, alone: Callable[[str, list], Path], tmp_path: Path
 ) -> None:
     """2 -> 2 is the same to the bit, 2 -> 1 and 1 -> 2 but for rounding."""
     flags = of_method(flags, method)
     whole, same, fewer, more = (tmp_path / name for name in ("whole", "same", "fewer", "more"))
     assert pair.run(method, [*flags, *divide], whole) == [0, 0], logs(whole)
     began = time.monotonic()
-    codes = pair.run(method, [*flags, *divide], same, bomb=3, place=same / ".step-000009")  # dies while it saves
+    fate = {"victim": victim, "bomb": 3, "place": same / ".step-000009"}  # dies while it saves
+    codes, left = pair.run(method, [*flags, *divide], same, **fate), 1 - victim
     assert time.monotonic() - began < 60
-    assert codes == [-9, 1], logs(same)
-    assert logs(same)[1] == f"error: process 1 has lost the others; {AGAIN}\n"
+    assert (codes[victim], codes[left]) == (-9, 1), logs(same)
+    assert logs(same)[left].endswith(f"error: process {left} has lost the others; {AGAIN}\n")
     shutil.copytree(same, fewer)
     shutil.copytree(alone(method, []), more)
     (more / "run.json").unlink()  # as if it had been stopped after its last checkpoint
@@ -201,6 +212,59 @@ def test_a_run_goes_on_with_another_number_of_devices(
     assert "Going on after step 10" in logs(more)[0]
     for out in (fewer, more):
         assert_same_but_for_rounding(out, whole)
+
+
+PARTS = {f"{name}-0000{rank}-of-00002.pth" for name in ("lit_model_finetuned", "optimizer") for rank in (1, 2)}
+
+
+def test_every_rank_saves_its_rows(
+    pair: Pair, flags: list, alone: Callable[[str, list], Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    """The folder does for use, too; a part that is damaged or missing is named, and the checkpoint passed over."""
+    flags, out = [*of_method(flags, "full"), "--shard", "true"], tmp_path / "out"
+    assert pair.run("full", flags, out) == [0, 0], logs(out)
+    *_, before, saved = steps_saved(out)
+    assert {path.name for path in saved.glob("*.pth")} == PARTS
+    whole = steps_saved(alone("full", []))[-1]
+    sizes = [path.stat().st_size for path in (*sorted(saved.glob("optimizer-*")), whole / "optimizer.pth")]
+    assert max(sizes[:2]) < 0.55 * sizes[2]
+    found, expected = (read_finetuned(folder) for folder in (saved, whole))
+    torch.testing.assert_close(found["weights"], expected["weights"], **NOISE)
+    found, expected = (load_file(folder / "optimizer.pth", "")["optimizer"] for folder in (saved, whole))
+    assert found["param_groups"] == expected["param_groups"]
+    torch.testing.assert_close(found["state"], expected["state"], **NOISE)
+    idx = torch.arange(9)[None]
+    a, b = (load_gpt(checkpoint, finetuned=folder)(idx) for folder in (saved, out))
+    assert 0 < (a - b).abs().max() < 0.5 * b.abs().max()  # some steps later
+    (out / "run.json").unlink()  # as if it had been stopped
+    spoilt, log = saved / "optimizer-00002-of-00002.pth", tmp_path / "log"
+    spoilt.write_bytes(spoilt.read_bytes()[:-1])
+    named = [*flags, "--out_dir", out, "--resume", saved, "--devices", 1, "--shard", "null"]
+    assert pair.forks[0].run("finetune full", named, log) == 2
+    told = f"error: --resume {saved} is damaged or no checkpoint ({spoilt.name} is not as it was written); try another"
+    assert log.read_text().splitlines()[-1].startswith(told)
+    spoilt.unlink()
+    assert pair.run("full", flags, out) == [0, 0]
+    assert f"passed over: {saved} is damaged ({spoilt.name}: No such file or directory)" in logs(out)[0]
+    assert f"Going on after step {int(before.name[5:])}" in logs(out)[0]
+
+
+def meet(rank: int, place: str) -> None:
+    """Of two processes, the second comes late to where they wait for each other."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    time.sleep(0.3 * rank)
+    Path(f"{place}.{rank}").touch()
+    Ranks(rank, 2).wait()
+    os._exit(not Path(f"{place}.{1 - rank}").exists())
+
+
+def test_ranks_wait_for_each_other(tmp_path: Path) -> None:
+    both = [multiprocessing.get_context("fork").Process(target=meet, args=(n, str(tmp_path / "met"))) for n in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -398,6 +462,37 @@ def test_a_rank_holds_its_part_of_the_weights(method: LoRA | Full, checkpoint: P
         assert ranks.sharded
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 12])
+def test_any_number_of_ranks_reads_what_any_number_saved(rows: int, monkeypatch) -> None:
+    """Of a tensor with so many rows, some ranks may have none."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    full = torch.randn(rows, 3)
+    for count, before in itertools.product(range(1, 6), repeat=2):
+        parts = [{"a": part, "steps": torch.tensor(2.0), "rate": 0.1} for part in full.tensor_split(before)]
+        saved = joined(parts)
+        assert saved["rate"] == 0.1
+        assert torch.equal(saved["steps"], torch.tensor(2.0))
+        assert torch.equal(divided(saved["a"], full), full)
+        found = []
+        for rank in range(count):
+            torch.distributed.init_process_group("fake", rank=rank, world_size=count, store=FakeStore())
+            try:
+                mesh = init_device_mesh("cpu", (count,))
+                like = distribute_tensor(torch.zeros_like(full), mesh, [Shard(0)], src_data_rank=None)
+                own = divided(saved["a"], like)
+                assert own.shape == full.shape
+                assert own.to_local().shape == like.to_local().shape
+                found.append(parted([own])[0])
+            finally:
+                torch.distributed.destroy_process_group()
+        assert torch.equal(torch.cat(found), full)
+    with pytest.raises(ValueError, match="mismatch"):
+        joined([{"a": full}, {"b": full}])
 
 
 def test_more_devices_than_there_are(flags: list, monkeypatch) -> None:

@@ -1,20 +1,28 @@
 """What we write is what others read: the same bits, the same logits."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import transformers
-from conftest import command, make_checkpoint, train_sentencepiece
+from conftest import SHARED, command, make_checkpoint, train_sentencepiece
 from safetensors.torch import load_file, save_file
 from test_families import VARIANTS, error
 
 from lit_gpt import Config, load_gpt
 from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned, style_of
+from lit_gpt.export import CONVERTER
 from lit_gpt.files import write_json
 from lit_gpt.methods import Adapter, Full, LoRA, Method, file_of
+from lit_gpt.prompts import Turn, get_style
 from lit_gpt.settings import UserError
+from lit_gpt.tokenizer import Tokenizer
 
 ALL = {f"lora_{part}": True for part in ("query", "key", "value", "projection", "mlp", "head")}
 
@@ -30,7 +38,7 @@ def hf_checkpoint(variant: str, folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
-def trained(folder: Path, method: Method, path: Path) -> None:
+def trained(folder: Path, method: Method, path: Path, style: str = "alpaca") -> None:
     """A finetuned file with random values, as a run on the model in `folder` would write it."""
     model = load_gpt(folder, torch.float32)
     method.attach(model)
@@ -39,7 +47,7 @@ def trained(folder: Path, method: Method, path: Path) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
         if "magnitude" in name:
             parameter.data.mul_(1.2)
-    save_finetuned(path, model, method, {"prompt_style": "alpaca", "base": base_identity(folder), "quantize": None})
+    save_finetuned(path, model, method, {"prompt_style": style, "base": base_identity(folder), "quantize": None})
 
 
 def test_the_language_model_of_one_with_images(tmp_path: Path) -> None:
@@ -214,17 +222,80 @@ def test_training_goes_on_from_what_was_trained_before(checkpoint: Path, data: P
     assert "lora_alpha is 16 there, but 3 here" in capsys.readouterr().err
 
 
-def test_gguf_and_ollama(tmp_path: Path, capsys) -> None:
+def test_gguf_and_ollama(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv(CONVERTER, raising=False)
     folder, out = tmp_path / "model", tmp_path / "out"
     hf_checkpoint("llama: multi-head", folder)
     train_sentencepiece(folder)
     trained(folder, LoRA(), tmp_path / "lit_model_lora_finetuned.pth")
     flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--format", "gguf"]
     assert command("export", *flags) == 0
-    assert f"with it: convert_hf_to_gguf.py {out} --outfile {out}/model.gguf" in capsys.readouterr().err
+    rest = f"{out} --outfile {out}/model.gguf --outtype f32"
+    assert f"with it: convert_hf_to_gguf.py {rest}\n" in capsys.readouterr().err
     modelfile = (out / "Modelfile").read_text()
     assert modelfile.startswith('FROM ./model.gguf\nTEMPLATE """Below is an instruction')
     assert "### Instruction:\n{{ .Prompt }}\n" in modelfile
+    monkeypatch.setenv(CONVERTER, "python3 -c 'raise SystemExit(3)'")
+    assert command("export", *flags) == 2
+    assert f"error: python3 -c 'raise SystemExit(3)' {rest} failed with exit code 3; does" in capsys.readouterr().err
+
+
+LLAMA_CPP = """
+import json, sys, llama_cpp, numpy
+path, ids, texts, out = json.load(sys.stdin)
+model = llama_cpp.Llama(path, n_ctx=256, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0)
+model.eval(ids)
+numpy.save(out, model.scores[: len(ids)])
+print(json.dumps([model.tokenize(text.encode(), special=True) for text in texts]))
+"""
+SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+SMALL |= {"max_position_embeddings": 256}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+MISTRAL, PYTHIA = "mistralai/Mistral-7B-v0.1", "EleutherAI/pythia-410m"
+GGUF = {
+    "llama": (MISTRAL, 32000, GROUPED, "mistral", 1e-5),
+    "mixtral": (MISTRAL, 32000, {**GROUPED, "num_local_experts": 4}, "chatml", 1e-5),
+    "phi3": (MISTRAL, 32000, {**GROUPED, "pad_token_id": 0}, "alpaca", 1e-5),
+    "gpt_neox": (PYTHIA, 50304, SMALL, "alpaca", 1e-3),  # its GELU is a table in 16 bits
+    "qwen3": (PYTHIA, 50304, {**GROUPED, "head_dim": 32}, "mistral", 1e-5),
+    "olmo2": (PYTHIA, 50304, GROUPED, "zephyr", 1e-5),
+}
+
+
+@pytest.mark.parametrize("model_type", GGUF)
+def test_llama_cpp_computes_the_same(model_type: str, tmp_path: Path) -> None:
+    """With LLAMA_CPP_CONVERTER, "PYTHON .../convert_hf_to_gguf.py", of a Python that has llama-cpp-python as well."""
+    python = shlex.split(os.environ.get(CONVERTER, ""))[:1]
+    if not python:
+        pytest.skip(f"{CONVERTER} names no converter")
+    repo, vocabulary, sizes, style, bound = GGUF[model_type]
+    if not (source := SHARED / "hub" / repo).is_dir():
+        pytest.skip("no ../shared")
+    folder, out = tmp_path / "model", tmp_path / "out"
+    torch.manual_seed(0)
+    described = transformers.AutoConfig.for_model(model_type, vocab_size=vocabulary, **sizes)
+    transformers.AutoModelForCausalLM.from_config(described).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())  # as the hub's files have it
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope["rope_theta"], "rotary_emb_base": rope["rope_theta"], "rotary_pct": 0.25}
+    write_json(folder / "config.json", config)
+    for path in source.glob("*token*"):
+        shutil.copyfile(path, folder / path.name)
+    assert command("convert", "--checkpoint_dir", folder) == 0
+    trained(folder, LoRA(), tmp_path / "lit_model_lora_finetuned.pth", style)
+    flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--format", "gguf"]
+    assert command("export", *flags) == 0
+    tokenizer, question = Tokenizer(folder), "Isn't it  naïve?\n\nKäse, 猫 🙂 and 12"
+    ids = tokenizer.encode(question)
+    template = (out / "Modelfile").read_text().split('"""')[1]
+    texts = [question, template.replace("{{ .Prompt }}", question)]
+    job = json.dumps([str(out / "model.gguf"), ids, texts, str(tmp_path / "logits.npy")])
+    answer = subprocess.run([*python, "-c", LLAMA_CPP], input=job, capture_output=True, text=True, check=True).stdout
+    encoded = get_style(style).encode_prompt(tokenizer, (Turn("user", question),))
+    assert json.loads(answer.splitlines()[-1]) == [ids, encoded]
+    with torch.inference_mode():
+        ours = load_gpt(folder, torch.float32, finetuned=tmp_path)(torch.tensor([ids]))[0]
+    assert error(torch.from_numpy(numpy.load(tmp_path / "logits.npy")), ours[:, :vocabulary]) <= bound
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def tuned(path: Path | None, model: Model) -> Tuned:
         if (beside := file.with_name("hyperparameters.yaml")).is_file():
             found.files[f"finetuned/{beside.name}"] = beside
         found = _with_run(found, file)
-    found.quantize = read_finetuned(path, model.folder, mmap=True).get("quantize")
+    found.quantize = read_finetuned(path, model.folder).get("quantize")
     found.size = sum(Path(file).stat().st_size for file in found.files.values())
     return found
 
