@@ -338,10 +338,18 @@ class GatedMLP(MLP):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.gate = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.gate_up: nn.Linear | None = None
+        """The two in one; see `fuse`."""
+
+    def fuse(self) -> None:
+        """Makes one product of those for gate and up; see `Attention.fuse`."""
+        self.gate_up = joined([self.gate, self.up])
+        if self.gate_up is not None:
+            self.gate = self.up = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        gate, up = self.gate(x), self.up(x)
+        gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x).chunk(2, -1)
         return self.down(silu_product(gate, up) if self.act is F.silu else self.act(gate) * up)
 
 

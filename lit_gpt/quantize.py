@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.model import Attention
+from lit_gpt.model import Attention, GatedMLP
 from lit_gpt.settings import UserError
 from lit_gpt.weight_only import Int4, Int8, Packed4bit, WeightOnly
 
@@ -169,6 +169,9 @@ def for_decoding(model: nn.Module) -> None:
     for block in model.blocks:
         if isinstance(block.attn, Attention):  # an adapter around it asks the layers one by one
             block.attn.fuse()
+        for part in block.modules():
+            if isinstance(part, GatedMLP):
+                part.fuse()
 
 
 def is_quantized(layer: nn.Linear) -> bool:
