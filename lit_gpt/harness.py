@@ -4,7 +4,6 @@ Requests are token ids here: equal ones are answered once, and what they share i
 """
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,11 +183,11 @@ class LitLM(TemplateLM):
 
     @torch.inference_mode()
     def _read_beginning(self, prompts: list[tuple[int, ...]]) -> KVCache | None:
-        """What the prompts begin with, all of them, such as few-shot examples, read once; None where there is nothing."""
-        if len(prompts) < 2:
-            return None
-        common = os.path.commonprefix(prompts)[: min(map(len, prompts)) - 1]
-        if not common:
+        """What all the prompts begin with, such as few-shot examples, read once; None where there is no such thing."""
+        first, last = min(prompts, default=()), max(prompts, default=())  # what these two share, all share
+        alike = [a == b for a, b in zip(first, last, strict=False)]
+        common = first[: [*alike, False].index(False)][: min(map(len, prompts), default=1) - 1]
+        if len(prompts) < 2 or not common:
             return None
         cache = cache_for(self.model, 1, len(common))
         prefill(self.model, cache, [common])
