@@ -194,12 +194,35 @@ class Pack:
         """What a token sees before itself."""
         return np.flatnonzero(self._tree[0][:place] > place)
 
+    def _cuts(self) -> list[int]:
+        """Where the row is cut into tiles: so that their scores, and `TILE` for each tile, are as few as can be.
+
+        A tile of n queries of which the first has depth d has n (d + n) scores.
+        """
+        places = {place for start, stop in self.runs for place in (*range(start, stop, ROWS), stop)}
+        places = sorted({self.known, *(place for place in places if place > self.known)})
+        best, previous = [0] * len(places), [0] * len(places)
+        for j in range(1, len(places)):
+            costs = []
+            for i in range(j - 1, -1, -1):
+                n = places[j] - places[i]
+                if costs and n > MOST_ROWS:
+                    break
+                costs.append(best[i] + n * (int(self.depths[places[i]]) + n) + TILE)
+            best[j] = min(costs)
+            previous[j] = j - 1 - costs.index(best[j])
+        cuts, j = [places[-1]], len(places) - 1
+        while j > 0:
+            j = previous[j]
+            cuts.append(places[j])
+        return cuts[::-1]
+
     @cached_property
     def tiles(self) -> "list[Tile]":
-        """The row in stretches of `ROWS` queries, each with the keys that some of them see."""
+        """The row in stretches of queries, each with the keys that some of them see."""
         until, tiles, place = self._tree[0], [], np.arange(len(self.depths))
-        for start in range(self.known, len(place), ROWS):
-            q = place[start : start + ROWS]
+        for start, stop in itertools.pairwise(self._cuts()):
+            q = place[start:stop]
             k = np.concatenate((self._before(start), q))
             hidden = ~((k <= q[:, None]) & (q[:, None] < until[k]))
             parts = np.split(k, np.flatnonzero(np.diff(k) != 1) + 1)
@@ -253,8 +276,14 @@ class Trunk:
         return self._pack.attend(layer, q_1HTD, k_1GTD, v_1GTD, look)
 
 
-ROWS = 64
-"""Queries of a tile. More of them share one product, but more of its scores are hidden."""
+ROWS = 32
+"""A sequence is cut into tiles at multiples of so many tokens."""
+
+MOST_ROWS = 256
+"""Queries of a tile at most."""
+
+TILE = 2500
+"""What a tile costs by itself, in scores: more queries share one product, but more of its scores are hidden."""
 
 
 class Tile(NamedTuple):

@@ -146,6 +146,8 @@ def needs(
     if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
     all_trained = trainable == parameters
+    head = model.lm_head.weight if isinstance(model.lm_head, nn.Linear) else None
+    head_gradient = 2 * size * head.numel() if head is not None and head.requires_grad else 0  # a chunk's, and the sum
     return Needs(
         parameters=parameters,
         trainable=trainable,
@@ -156,6 +158,7 @@ def needs(
         block=heap * block,
         head=HEAD_BYTES["cpu" if on_cpu else "cuda"]
         + (size * largest if quantize else 0.0)
+        + head_gradient
         + (PRODUCTS if on_cpu else 0.0),
         at_once=float(size * at_once * (2 if all_trained else 1)),
         divisible=float(trained) if all_trained else 0.0,

@@ -12,7 +12,7 @@ from test_packing import FAMILIES
 from lit_gpt import GPT, Config
 from lit_gpt.attention import Pack, causal
 from lit_gpt.memory import HEAP, kept_by_block, needs, plan
-from lit_gpt.methods import LoRA
+from lit_gpt.methods import Full, LoRA
 
 WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
 EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}
@@ -67,6 +67,13 @@ def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
     assert plan(needed, 24e9, 2048, low_memory=True).peak < 14.7e9
     assert not plan(needed, 14e9, 2048, low_memory=False).fits
     assert needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, "bnb.nf4-dq").weights < 4e9
+
+
+def test_a_trained_head_has_two_gradients_at_once() -> None:
+    """One is added to the other: that of a chunk of targets, and the sum of those before it."""
+    config = Config.from_name("pythia-160m")
+    full, lora = (needs(config, method, torch.float32, None, HEAP) for method in (Full(), LoRA(lora_head=True)))
+    assert full.head - lora.head == 2 * 4 * config.padded_vocab_size * config.n_embd
 
 
 def test_dry_run_prints_the_plan_and_loads_nothing(checkpoint: Path, data: Path, tmp_path: Path, capsys) -> None:

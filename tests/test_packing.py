@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt import GPT, Config
+from lit_gpt.attention import Look, Pack, causal
 from lit_gpt.data.batches import Layout, fill_packs, pad, share_prefixes
 from lit_gpt.loss import head_loss
 from lit_gpt.methods import LoRA
@@ -105,6 +106,36 @@ def test_packs_in_float32() -> None:
     )
     assert packed_loss == pytest.approx(loss, rel=1e-5)
     assert all((packed[n] - g).abs().max() <= 1e-5 * g.abs().max() for n, g in single.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_places_asked_for_are_those_of_the_whole(family: str) -> None:
+    """What the last block leaves out changes neither values nor gradients, rows of a batch included."""
+    model, idx_BT, places_N = model_for(family), torch.randint(47, (2, 9)), torch.tensor([2, 3, 7, 8, 8, 15])
+    whole, found = model.hidden(idx_BT).flatten(0, 1)[places_N], model.hidden(idx_BT, places_N=places_N)
+    assert torch.allclose(found, whole, rtol=1e-12)
+    upstream, weights = torch.randn_like(whole), [p for name, p in model.named_parameters() if "blocks" in name]
+    expected, grads = (torch.autograd.grad(x, weights, upstream) for x in (whole, found))
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(grads, expected, strict=True))
+
+
+def test_tiles_are_cut_where_little_is_hidden() -> None:
+    """Each query is in one tile, long sequences are cut, and what is seen is what sequences by themselves see."""
+    torch.manual_seed(0)
+    lengths, shared = [300, 40, 20, 90, 700], 25
+    depths = np.concatenate([np.arange(shared), *(np.arange(shared, shared + n) for n in lengths)])
+    pack, look = Pack(depths, torch.device("cpu")), Look(scale=0.3)
+    q, k, v = torch.randn(3, 1, 2, len(depths), 8, dtype=torch.float64)
+    rows = [place for tile in pack.tiles for place in range(tile.rows.start, tile.rows.stop)]
+    assert rows == list(range(len(depths)))
+    assert len(pack.tiles) > len(lengths)
+    assert sum(tile.bias.numel() for tile in pack.tiles) < 0.6 * len(depths) * (shared + max(lengths))
+    found, start = pack.attend(0, q, k, v, look), shared
+    for n in lengths:
+        places = [*range(shared), *range(start, start + n)]
+        alone = causal(0, q[:, :, places], k[:, :, places], v[:, :, places], look)
+        assert torch.allclose(found[:, :, start : start + n], alone[:, :, shared:], atol=1e-12)
+        start += n
 
 
 def test_every_sample_is_in_one_pack_and_packs_are_as_long_as_allowed() -> None:
