@@ -102,7 +102,7 @@ class Run:
         s, log, progress = self.settings, self.log, self.progress
         trainable = sum(p.numel() for p in self.gpt.parameters() if p.requires_grad)
         log.say(f"Number of trainable parameters: {trainable:,}")
-        frozen = sum(_count(p) for p in self.gpt.parameters() if not p.requires_grad)
+        frozen = sum(count(p) for p in self.gpt.parameters() if not p.requires_grad)
         log.say(f"Number of non trainable parameters: {frozen:,}")
         log.say(self.work.length())
         with self.signals:
@@ -336,7 +336,7 @@ class Run:
         save_finetuned(path, self.gpt, self.method, facts, weights)
 
 
-def _count(parameter: Tensor) -> int:
+def count(parameter: Tensor) -> int:
     """Its numbers, of which bitsandbytes packs two of 4 bits into an element."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
