@@ -3,8 +3,9 @@
 An `Attend` is what the model calls in every layer with its rotated queries and keys. Letters as in `lit_gpt.model`.
 """
 
+import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -401,6 +402,13 @@ class KVCache:
         """An empty cache of the same kind and another size."""
         return KVCache(self.config, batch_size, length, self.k_LBGSD.device, self.k_LBGSD.dtype)
 
+    def row(self, number: int) -> "KVCache":
+        """One row, in the same memory, that moves on alone."""
+        row = copy.copy(self)
+        row.k_LBGSD, row.v_LBGSD = (x[:, number : number + 1] for x in (self.k_LBGSD, self.v_LBGSD))
+        row.used = 0
+        return row
+
     def fill(self, other: "KVCache", rows_B: Tensor) -> None:
         """Begins every row with the tokens of a row of another cache, (B,) saying which."""
         self.used = other.used
@@ -442,3 +450,32 @@ class KVCache:
             bias = look.bias(positions_BT[:, :, None] - places)  # (B, T, S) or (H, B, T, S)
             self._biases[look] = (bias[:, None] if bias.ndim == 3 else bias.transpose(0, 1)).to(dtype)
         return self._biases[look]
+
+
+class Ragged:
+    """Tokens of several sequences behind each other in one row, each with a cache of its own.
+
+    What a sequence's attention gives depends on nothing but the sequence: it is the same call, whoever is beside it.
+
+    Args:
+        parts: the caches, and how many tokens in turn are theirs; what comes after them belongs to nobody.
+    """
+
+    def __init__(self, parts: Sequence[tuple[KVCache, int]]) -> None:
+        self.parts = parts
+
+    def begin(self, idx_1T: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """See `KVCache.begin`; (1, T)."""
+        sizes = [size for _, size in self.parts]
+        ids = idx_1T.split([*sizes, idx_1T.size(1) - sum(sizes)], 1)
+        own = [cache.begin(part, None) for (cache, _), part in zip(self.parts, ids, strict=False)]
+        return torch.cat([*own, torch.zeros_like(ids[-1])], 1)
+
+    def attend(self, layer: int, q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, look: Look) -> Tensor:
+        """See `Attend`."""
+        y_1HTD, start = torch.zeros_like(q_1HTD), 0
+        for cache, size in self.parts:
+            part = (slice(None), slice(None), slice(start, start + size))
+            y_1HTD[part] = cache.attend(layer, q_1HTD[part], k_1GTD[part], v_1GTD[part], look)
+            start += size
+        return y_1HTD

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lit_gpt.config import Config
+from lit_gpt.data.batches import ROUND
 from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
 from lit_gpt.methods import Method
 from lit_gpt.model import meta_gpt
@@ -25,6 +26,7 @@ from lit_gpt.settings import UserError
 
 QUANTIZED_BYTES = {"bnb.nf4": 0.5 + 4 / 64, "bnb.nf4-dq": 0.5 + 1 / 64 + 4 / 64 / 256, "bnb.int8-training": 1.0}
 QUANTIZED_BYTES |= {"bnb.fp4": QUANTIZED_BYTES["bnb.nf4"], "bnb.fp4-dq": QUANTIZED_BYTES["bnb.nf4-dq"]}
+QUANTIZED_BYTES |= {"bnb.int8": 1.0, "torch.int8": 1.0, "torch.int4": 0.5 + 4 / 64}
 """Bytes of a weight: its bits, and a scale for every 64 of them."""
 
 HEAD_BYTES = {"cuda": 3 * CHUNK_BYTES, "cpu": CHUNK_BYTES + 4 * CACHED_BYTES}
@@ -35,6 +37,9 @@ HEAP = 1.4
 
 PRODUCTS = 0.1e9
 """On the CPU: matrix products compiled for their shapes, and their buffers."""
+
+ENOUGH = 768
+"""Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
 
 
 @dataclass
@@ -216,6 +221,17 @@ def plan(n: Needs, budget: float, tokens: int, low_memory: bool) -> Plan:
         tokens: tokens of the largest batch.
     """
     return Plan(n, budget, tokens, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))
+
+
+def fitting_pack(n: Needs, budget: float, low_memory: bool, pack_length: int) -> int:
+    """Tokens of a pack that fits into `budget` bytes, at most `pack_length`.
+
+    Packs become shorter down to `ENOUGH` tokens before blocks are recomputed; then they may keep their length.
+    """
+    most = n.most_tokens(budget, recompute=False)
+    if low_memory or most < ENOUGH:
+        most = n.most_tokens(budget, recompute=True)
+    return max(ROUND, int(most) // ROUND * ROUND) if 0 < most < pack_length else pack_length
 
 
 @contextlib.contextmanager

@@ -115,15 +115,19 @@ class GPT(nn.Module):
         if self.config.positions == "learned":
             x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
         x_BTC = self.embed_norm(x_BTC)
-        kinds = ["global"] * (self.config.positions == "rope") + ["local"] * (self.config.rope_local_base is not None)
-        ropes = {kind: rope_tables(self.config, positions_BT, x_BTC.dtype, kind) for kind in kinds}
-        for block in self.blocks:
-            wanted_N = places_N if block.layer == self.config.n_layer - 1 else None
+        ropes = self.ropes(positions_BT, x_BTC.dtype)
+        for layer, block in enumerate(self.blocks):
+            wanted_N = places_N if layer == self.config.n_layer - 1 else None
             if recompute and torch.is_grad_enabled():
                 x_BTC = checkpoint(block, x_BTC, ropes, attend, wanted_N, use_reentrant=False)
             else:
                 x_BTC = block(x_BTC, ropes, attend, wanted_N)
         return x_BTC if places_N is None else x_BTC[0]
+
+    def ropes(self, positions_BT: Tensor, dtype: torch.dtype) -> dict[str, Rope]:
+        """The rotary tables that the blocks ask for, by name."""
+        kinds = ["global"] * (self.config.positions == "rope") + ["local"] * (self.config.rope_local_base is not None)
+        return {kind: rope_tables(self.config, positions_BT, dtype, kind) for kind in kinds}
 
     def compile_blocks(self) -> None:
         """Lets training run compiled blocks, all of them the same code: it is made for the first batch and its shape.

@@ -9,7 +9,7 @@ import torch
 from lit_gpt.config import Config
 from lit_gpt.data.batches import ROUND, Batch, Batches, Layout, share_out
 from lit_gpt.data.dataset import TokenDataset
-from lit_gpt.memory import HEAP, Needs, needs, plan, return_large_blocks
+from lit_gpt.memory import HEAP, Needs, fitting_pack, needs, plan, return_large_blocks
 from lit_gpt.methods import Method
 from lit_gpt.quantize import bitsandbytes
 from lit_gpt.ranks import Ranks
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 CUDA_SHARE = 0.94
 """Of a GPU's memory; the rest is for the CUDA context and what the allocator cannot use."""
-
-ENOUGH = 768
-"""Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
 
 LOOK_AHEAD = 64
 """Steps whose batches are laid out to find the largest; the first of them holds the longest sample."""
@@ -122,8 +119,8 @@ class Workload:
     def fit(self, method: Method, dtype: torch.dtype, device: torch.device) -> None:
         """Lays the batches out so that the run stays within its memory, and prints the plan.
 
-        Packs become shorter down to `ENOUGH` tokens; what still does not fit is recomputed in the backward pass. If
-        even that is too much, the weights are divided over the devices, if there are several.
+        What does not fit is shortened or recomputed in the backward pass (`memory.fitting_pack`). If even that is too
+        much, the weights are divided over the devices, if there are several.
 
         Raises:
             UserError: it cannot fit.
@@ -144,11 +141,9 @@ class Workload:
         needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer)
         if self.ranks.world > 1:
             needed = self._spread(needed, budget)
-        most = needed.most_tokens(budget, recompute=False)
-        if s.low_memory or most < ENOUGH:
-            most = needed.most_tokens(budget, recompute=True)
-        if 0 < most < self.layout.pack_length:
-            self.layout.pack_length = max(ROUND, int(most) // ROUND * ROUND)
+        asked = self.layout.pack_length
+        self.layout.pack_length = fitting_pack(needed, budget, s.low_memory, asked)
+        if self.layout.pack_length != asked:
             print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")
         if self.layout.fixed:
             self.settle()

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,15 +118,22 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+@contextlib.contextmanager
+def local_hub(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A local hub that the client in this process talks to."""
     from huggingface_hub import constants
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+        patch.delenv(name, raising=False)
     with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)  # read from the environment at import
+        patch.setattr(constants, "ENDPOINT", server.endpoint)  # read from the environment at import
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """See `local_hub`."""
+    with local_hub(monkeypatch) as server:
         yield server

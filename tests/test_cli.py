@@ -14,7 +14,7 @@ import pytest
 from lit_gpt.cli import COMMANDS, _load, main
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("finetune", "generate", "chat", "scripts", "eval")
+FOLDERS = ("finetune", "generate", "chat", "scripts", "eval", "submission")
 LAUNCHERS = sorted(f"{path.parent.name}/{path.name}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 HEAVY = ("torch", "numpy", "lightning", "transformers", "lm_eval", "huggingface_hub")
 SHOW_ALL = f"""

@@ -18,14 +18,27 @@ FLOORS = [
     {"methods", "hub", "hf_weights"},
     {"peft_files", "litgpt_files"},
     {"checkpoint", "convert", "data", "decode", "streaming", "scoring"},
-    {"speculative", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
-    {"workload", "resume"},
+    {"speculative", "batching", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
+    {"workload", "resume", "api"},
     {"compiling"},
     {"run", "rehearsal"},
-    {"generate", "chat", "finetune", "merge", "export", "harness", "local_data", "results", "evaluate", "perplexity"},
+    {
+        "generate",
+        "chat",
+        "finetune",
+        "merge",
+        "export",
+        "harness",
+        "local_data",
+        "results",
+        "evaluate",
+        "perplexity",
+        "serve",
+        "challenge",
+    },
     {"cli"},
 ]
-LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval"]
+LAUNCHERS = ["finetune", "generate", "chat", "scripts", "eval", "submission"]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 

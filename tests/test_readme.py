@@ -38,20 +38,20 @@ SMALL = {
 """Start of a command -> what is added for lack of network and time, unless the README says otherwise."""
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    """The code of a document in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[list[str]]:
-    """Every command of the README, in order, as words."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands(text: str = README) -> list[list[str]]:
+    """Every command of a document, in order, as words."""
+    lines = "\n".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def small(words: list[str]) -> list[str]:
+def small(words: list[str], flags: dict[str, str] = SMALL) -> list[str]:
     """The command as written, then the flags that make it small."""
-    added = shlex.split(next((more for start, more in SMALL.items() if " ".join(words).startswith(start)), ""))
+    added = shlex.split(next((more for start, more in flags.items() if " ".join(words).startswith(start)), ""))
     return words + [word for flag in zip(added[::2], added[1::2], strict=True) if flag[0] not in words for word in flag]
 
 
@@ -107,7 +107,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory, own_tasks: Path) -> Iterator
 def test_every_command_of_the_guide_runs(guide: Path) -> None:
     """`guide` has run them: here is what they promise."""
     sections = re.split(r"^### ", README, flags=re.MULTILINE)[1:]
-    assert [section[0] for section in sections] == list("1234567")
+    assert [section[0] for section in sections] == list("12345679")
     assert all("```bash\npython " in section for section in sections)
     finetuned = guide / "out/lora/alpaca"
     assert {path.name for path in finetuned.iterdir()} == {

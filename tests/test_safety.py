@@ -365,7 +365,7 @@ FORBIDDEN |= {"pickle.Unpickler", "marshal.loads", "shelve.open", "yaml.load", "
 FORBIDDEN |= {"torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "np.load", "joblib.load"}
 
 
-@pytest.mark.parametrize("folder", ["lit_gpt", "finetune", "generate", "scripts", "eval", "quickstart"])
+@pytest.mark.parametrize("folder", ["lit_gpt", "finetune", "generate", "scripts", "eval", "submission", "quickstart"])
 def test_no_code_executes_data(folder: str) -> None:
     """No call that runs text, a shell or a pickle; torch.load never without weights_only=True."""
     loads = 0

@@ -1,0 +1,256 @@
+"""Continuous batching: a text is the one that the model writes alone, whoever is beside it."""
+
+import copy
+import random
+
+import pytest
+import torch
+
+from lit_gpt import batching
+from lit_gpt.batching import Engine, Job, Refused, Token
+from lit_gpt.config import Config
+from lit_gpt.decode import Sampling, complete
+from lit_gpt.model import GPT
+
+SIZES = {"block_size": 64, "padded_vocab_size": 53, "n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 48}
+KINDS = {
+    "plain": {},
+    "grouped keys, gated": {"n_query_groups": 2, "norm": "rms", "mlp": "gated", "activation": "silu"},
+    "window": {"sliding_window": 5, "n_query_groups": 1},
+    "window in one layer, softcaps": {
+        "sliding_window": 6,
+        "windowed": [True, False],
+        "attn_softcap": 5.0,
+        "logit_softcap": 9.0,
+        "rope_local_base": 100.0,
+    },
+    "ALiBi": {"positions": "alibi"},
+    "learned positions": {"positions": "learned", "position_offset": 2},
+    "norms of queries and keys": {"qk_norm": "head", "norm": "rms"},
+    "mixture": {"n_expert": 4, "n_expert_per_token": 2},
+}
+
+
+def make(kind: str = "plain", dtype: torch.dtype = torch.float32) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(Config("llama", **{**SIZES, **KINDS[kind]})).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.to(dtype)
+
+
+def make_prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Some with a common beginning, some of their own; 1 to 40 tokens."""
+    rng = random.Random(seed)
+    head = [rng.randrange(53) for _ in range(21)]
+    return [
+        head[: rng.choice([0, 21, 21, 16])] + [rng.randrange(53) for _ in range(rng.randint(1, 19))]
+        for _ in range(count)
+    ]
+
+
+def job(prompt: list[int], new: int = 9, **options: object) -> tuple[Job, list[Token]]:
+    """A job, and the list that gets its tokens."""
+    tokens: list[Token] = []
+    return Job(prompt, new, tokens.append, **options), tokens
+
+
+def work(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+def together(engine: Engine, wanted: list[dict], late: int = 0) -> list[list[Token]]:
+    """All texts, the last `late` of them asked for one by one while others are on their way."""
+    pairs = [job(**want) for want in wanted]
+    engine.submit(*(one for one, _ in pairs[: len(pairs) - late]))
+    for one, _ in pairs[len(pairs) - late :]:
+        engine.step()
+        engine.submit(one)
+    work(engine)
+    for one, _ in pairs:
+        one.future.result(timeout=0)
+    return [tokens for _, tokens in pairs]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_are_those_of_the_plain_computation(kind: str) -> None:
+    model, prompts = make(kind), make_prompts(11)
+    found = together(Engine(model, 4, 64, piece=8), [{"prompt": p, "top": 3} for p in prompts], late=5)
+    assert [[token.id for token in text] for text in found] == [complete(model, [p], 9)[0] for p in prompts]
+    for prompt, text in zip(prompts, found, strict=True):
+        ids = prompt + [token.id for token in text]
+        expected = model(torch.tensor([ids]))[0].log_softmax(-1)[len(prompt) - 1 : -1]
+        for token, logprobs in zip(text, expected, strict=True):
+            assert token.logprob == pytest.approx(float(logprobs[token.id]), abs=1e-4)
+            assert [i for i, _ in token.top] == logprobs.topk(3).indices.tolist()
+            assert [p for _, p in token.top] == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alike", [True, False])
+def test_thirty_mixed_texts_have_the_bits_of_each_alone(
+    dtype: torch.dtype, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the sampled ones, and the numbers; also where only calls of equal sizes give equal bits."""
+    if not alike:
+        monkeypatch.setattr(batching, "like_sizes", lambda *_: [])
+    model, rng = make("grouped keys, gated", dtype), random.Random(1)
+    samplings = [Sampling(), Sampling(0.8, top_k=20), Sampling(1.0, top_p=0.7)]
+    wanted = [
+        {"prompt": prompt, "new": rng.choice([1, 3, 12]), "sampling": rng.choice(samplings), "seed": n, "top": n % 4}
+        for n, prompt in enumerate(make_prompts(30))
+    ]
+    engine, alone = Engine(model, 7, 64, piece=8), []
+    assert bool(engine.sizes) == alike
+    for want in wanted:
+        for row in engine.rows:
+            row.pieces.clear()
+        alone += together(engine, [want])
+    assert together(engine, wanted, late=9) == alone
+    rng.shuffle(order := list(range(30)))
+    again = together(engine, [wanted[n] for n in order])  # with what the rows still hold
+    assert again == [alone[n] for n in order]
+
+
+def test_a_common_beginning_is_read_once_and_the_oldest_is_forgotten() -> None:
+    engine = Engine(make(), 3, 64, piece=8)
+    head, other = list(range(24)), list(range(30, 50))
+    together(engine, [{"prompt": [*head, n], "new": 1} for n in range(6)])
+    assert (engine.read, engine.reused) == (24 + 6, 5 * 24)
+    together(engine, [{"prompt": other, "new": 1}])
+    together(engine, [{"prompt": [*head[:20], 1], "new": 1}])  # two of its pieces are the same
+    assert (engine.read, engine.reused) == (30 + 20 + 5, 5 * 24 + 16)
+    together(engine, [{"prompt": [*head, 3], "new": 1, "echo": True}])  # every logit is wanted
+    assert engine.read == 55 + 25
+
+
+def test_the_prompts_own_logprobs() -> None:
+    model, prompt = make(), make_prompts(1)[0]
+    expected = model(torch.tensor([prompt])).log_softmax(-1)[0]
+    for new in (0, 2):
+        one, tokens = job(prompt, new, echo=True, top=2)
+        engine = Engine(model, 2, 64, piece=8)
+        engine.submit(one)
+        work(engine)
+        assert one.future.done()
+        assert len(tokens) == new
+        assert [token.id for token in one.read] == prompt
+        assert (one.read[0].logprob, one.read[0].top) == (0.0, [])
+        for place, token in enumerate(one.read[1:]):
+            assert token.logprob == pytest.approx(float(expected[place, token.id]), abs=1e-4)
+            assert token.top[0][0] == int(expected[place].argmax())
+
+
+def test_what_ends_a_text() -> None:
+    model, (prompt,) = make(), make_prompts(1)
+    text = complete(model, [prompt], 9)[0]
+    stop = text[4]
+    for options, expected in (
+        ({"stop_ids": [stop]}, text[: text.index(stop)]),
+        ({"new": 1}, text[:1]),
+        ({"new": 0}, []),
+    ):
+        assert [t.id for t in together(Engine(model, 2, 64, piece=8), [{"prompt": prompt, **options}])[0]] == expected
+    one, tokens = job(prompt)
+    one.take = lambda token: (tokens.append(token), len(tokens) == 3)[1]
+    engine = Engine(model, 2, 64)
+    engine.submit(one)
+    work(engine)
+    assert [t.id for t in tokens] == text[:3]
+    full = together(engine, [{"prompt": prompt, "new": 64 - len(prompt)}])[0]
+    assert [t.id for t in full] == complete(model, [prompt], 64 - len(prompt))[0]
+    with pytest.raises(ValueError, match="do not fit 64"):
+        engine.submit(job(prompt, 65 - len(prompt))[0])
+
+
+def test_one_that_fails_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that raises, one that the model cannot compute, one with NaN, one whose client has left."""
+    model = make()
+    prompts = make_prompts(6)
+    expected = [complete(model, [p], 9)[0] for p in prompts]
+    nan, broken, *_ = set(range(53)) - {i for p, text in zip(prompts, expected, strict=True) for i in p + text}
+    forward = GPT.forward
+
+    def fragile(gpt: GPT, idx: torch.Tensor, **rest: object) -> torch.Tensor:
+        if (idx == broken).any():
+            raise RuntimeError("out of memory")
+        return forward(gpt, idx, **rest)
+
+    monkeypatch.setattr(GPT, "forward", fragile)
+    with torch.no_grad():
+        model.wte.weight[nan] = torch.nan
+    pairs = [job(p) for p in prompts]
+    bad, worse, worst, gone = job([1, nan, 3])[0], job([2, broken])[0], job([4, 5])[0], job([6, 7])[0]
+    worst.take = lambda token: 1 / 0
+    engine = Engine(model, 4, 64, piece=8)
+    ones = [one for one, _ in pairs]
+    engine.submit(bad, ones[0], worse, ones[1], worst, gone, *ones[2:4])
+    for _ in range(3):
+        engine.step()
+    gone.future.cancel()
+    engine.submit(*ones[4:])
+    work(engine)
+    for one, kind in ((bad, ArithmeticError), (worse, RuntimeError), (worst, ZeroDivisionError)):
+        assert isinstance(one.future.exception(timeout=0), kind)
+    assert [[t.id for t in tokens] for _, tokens in pairs] == expected
+    assert engine.state() | {"rows": 4, "busy": 0, "waiting": 0} == engine.state()
+
+
+def test_a_row_that_had_nan_is_clean_again() -> None:
+    model, prompt = make(), make_prompts(1)[0]
+    expected = complete(model, [prompt], 9)[0]
+    with torch.no_grad():
+        model.wte.weight[52] = torch.nan
+    engine = Engine(model, 1, 64, piece=8)
+    bad = job([52] * 30)[0]
+    engine.submit(bad)
+    work(engine)
+    assert bad.future.exception(timeout=0)
+    assert not engine._cache.k_LBGSD.isnan().any()
+    assert [t.id for t in together(engine, [{"prompt": prompt}])[0]] == expected
+
+
+def test_the_queue_has_an_end_and_so_has_the_engine() -> None:
+    engine = Engine(make(), 1, 64, queue_size=3)
+    first, second = job([1])[0], job([2])[0]
+    engine.submit(first, second)
+    with pytest.raises(Refused, match="2 texts are waiting"):
+        engine.submit(job([3])[0], job([4])[0])
+    engine.start()
+    assert first.future.result(timeout=30) is second.future.result(timeout=30) is None
+    engine.close()
+    with pytest.raises(Refused, match="shutting down"):
+        engine.submit(job([5])[0])
+
+
+def test_the_end_gives_up_what_is_not_done() -> None:
+    engine = Engine(make(), 1, 64)
+    started, waiting = job([1], 60)[0], job([2])[0]
+    engine.submit(started, waiting)
+    engine.step()
+    engine._closed = True
+    engine._run()
+    assert started.future.cancelled()
+    assert waiting.future.cancelled()
+
+
+def test_the_loop_survives_what_is_wrong_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(make(), 2, 64)
+    monkeypatch.setattr(engine, "_pieces", lambda: 1 / 0)
+    engine.start()
+    lost = job([1, 2])[0]
+    engine.submit(lost)
+    assert isinstance(lost.future.exception(timeout=30), ZeroDivisionError)
+    monkeypatch.undo()
+    served = job([1, 2])[0]
+    engine.submit(served)
+    assert served.future.result(timeout=30) is None
+    engine.close()
+
+
+def test_a_first_engine_leaves_the_model_as_it_was() -> None:
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    Engine(model, 2, 64)
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))

@@ -1,0 +1,216 @@
+"""Trying a submission: each defect of those that lost is found, and one without defects passes."""
+
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import command
+from fake_submission import DEFECTS, FakeSubmission
+
+from lit_gpt.challenge.checks import CHECKS
+from lit_gpt.challenge.client import WINDOW, Client
+from lit_gpt.challenge.properties import PROPERTIES
+
+FOUND = {
+    "no_eos": "warn texts end before the limit",
+    "no_stop": "FAIL stop strings end the text",
+    "no_cut": "warn a letter is all the answer",
+    "nan": "FAIL no NaN, no Infinity",
+    "probabilities": "FAIL log-probabilities are at most 0",
+    "unshifted": "FAIL prompt echoed with its log-probabilities",
+    "token_as_time": "FAIL request_time is the time",
+    "serial": "warn many at once",
+    "no_truncation": "FAIL /tokenize truncates if asked to",
+    "always_truncates": "FAIL /tokenize truncates if asked to",
+    "no_blanks": "FAIL the tokens' texts make up the text",
+    "prompt_in_text": "FAIL the prompt is in the text if asked for",
+    "no_echo": "FAIL the prompt is in the text if asked for",
+    "strict": "FAIL both vocabularies, unknown fields",
+    "no_decode": "FAIL HELM's way to fit 5,000 tokens",
+    "decode_changes": "FAIL /tokenize, /decode, /tokenize fits",
+    "errors": "FAIL bad requests",
+    "accepts": "FAIL bad requests",
+    "batched": "FAIL many at once",
+    "random": "FAIL the same request, the same answer",
+    "no_seed": "FAIL the same request, the same answer",
+    "no_top": "FAIL fields and types of the interface",
+    "no_sum": "FAIL logprob is the sum of the tokens'",
+    "text_number": "FAIL fields and types of the interface",
+    "special": "FAIL no special token in the text",
+    "too_many": "FAIL at most max_new_tokens tokens",
+    "window": "FAIL a prompt that fills the window",
+    "clips": "FAIL a prompt that fills the window",
+    "crash_long": "FAIL a prompt beyond the window",
+    "no_health": "warn GET /health",
+    "hangs_up": "FAIL the organisers' health check",
+}
+"""Defect -> what must be said of it."""
+
+
+@pytest.fixture(autouse=True)
+def requests_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies too long for a command."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def tried(out: str) -> dict[str, str]:
+    """Check -> outcome, from what the command printed."""
+    titles = sorted((*CHECKS, *PROPERTIES, "starts", "ends when told to"), key=len, reverse=True)
+    rows = [line.split("  ", 1) for line in out.splitlines() if line.startswith(("pass  ", "warn  ", "FAIL  "))]
+    return {next(title for title in titles if text.startswith(title)): outcome for outcome, text in rows}
+
+
+def test_a_good_submission_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeSubmission() as url:
+        assert command("verify", "--url", url) == 0
+    found = tried(capsys.readouterr().out)
+    assert found.keys() == {*CHECKS, *PROPERTIES}
+    # how fast it is, compared with one after the other, is the machine's business here
+    assert {title for title, outcome in found.items() if outcome != "pass"} <= {"many at once"}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_every_defect_is_found(
+    defect: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome, title = FOUND[defect].split(" ", 1)
+    fake = FakeSubmission(defect, delay=0.002 if defect == "batched" else 0)
+    if defect == "serial":
+        monkeypatch.setattr("lit_gpt.challenge.client.time", SimpleNamespace(perf_counter=lambda: fake.clock))
+        monkeypatch.setattr("lit_gpt.challenge.checks.time", SimpleNamespace(perf_counter=lambda: fake.clock))
+    with fake as url:
+        assert command("verify", "--url", url, "--timeout", 20) == int(outcome == "FAIL")
+    found = tried(capsys.readouterr().out)
+    assert found[title] == outcome
+    if outcome == "warn":
+        assert "FAIL" not in found.values()
+
+
+TOKEN = {"text": "x", "logprob": -1.0, "top_logprob": {}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "text",
+        {"text": 5, "tokens": 5},
+        {"text": "x", "tokens": [1, 2]},
+        {"text": "x", "tokens": ["a"]},
+        {"text": "x", "tokens": [None], "logprob": True, "request_time": 0},
+        {"text": "x", "tokens": [TOKEN | {"top_logprob": {"x": "y"}}], "logprob": -1, "request_time": 0},
+        {"text": "x", "tokens": [TOKEN | {"logprob": 10**400}], "logprob": 10**400, "request_time": -(10**400)},
+        {"text": "\ud800", "tokens": [TOKEN] * 3, "logprob": -math.inf, "request_time": math.nan},
+    ],
+    ids=str,
+)
+def test_whatever_a_server_answers_is_found_out(value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = FakeSubmission()
+    fake.answer = lambda path, asked: (200, value)
+    with fake as url:
+        assert command("verify", "--url", url, "--timeout", 20, "--clients", 4) == 1
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert tried(shown.out).keys() == {*CHECKS, *PROPERTIES}
+
+
+def test_the_request_of_a_failure_can_be_sent_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    with FakeSubmission("window", "probabilities") as url:
+        assert command("verify", "--url", url, "--save_filepath", report) == 1
+        findings = json.loads(report.read_text())["findings"]
+        failed = {finding["check"]: finding["request"] for finding in findings if finding["outcome"] == "FAIL"}
+        assert len(failed) == 3
+        shown = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("      curl")]
+        assert set(shown) <= set(failed.values())
+        for title, status in (("a prompt that fills the window", "422"), ("log-probabilities are at most 0", "200")):
+            words = [*shlex.split(failed[title]), "-o", str(tmp_path / "reply"), "-w", "%{http_code}"]
+            if shutil.which("curl"):
+                assert subprocess.run(words, capture_output=True, text=True).stdout == status
+
+
+def test_helm_cuts_a_prompt_so() -> None:
+    """Straight from its documentation: count untruncated; truncate, decode; then character by character."""
+    with FakeSubmission() as fake_url:
+        client = Client(fake_url, 20)
+        assert client.fit("short", 64) == ("short", 0)
+        text = "word " * 3000
+        cut, less = client.fit(text, 64)
+        assert text.startswith(cut)
+        assert less == 0
+        assert len(client.tokenize(cut)) == WINDOW - 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--url", "localhost:8080"], "expected an address such as http://localhost:8080"),
+        (["--url", "http://host:port"], "expected an address"),
+        (["--url", "http://127.0.0.1:9"], "nothing listens at http://127.0.0.1:9"),
+        (["--url", "http://127.0.0.1:9", "--bundle_dir", "x"], "give one of them"),
+        (["--bundle_dir", "nowhere"], "--bundle_dir nowhere: no serve.yaml"),
+        (["--clients", "0"], "--clients: must be at least 1"),
+        (["--timeout", "0"], "--timeout: must be above 0"),
+    ],
+)
+def test_errors(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("verify", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A folder as prepare_submission writes it, as far as starting it goes."""
+    (tmp_path / "submission").mkdir()
+    shutil.copy(Path(__file__).parent / "fake_submission.py", tmp_path / "submission/serve.py")
+    (tmp_path / "serve.yaml").write_text("good\n")
+    return tmp_path
+
+
+def test_the_bundle_is_started_and_ended(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle)  # found without a flag
+    assert command("verify") == 0
+    found = tried(capsys.readouterr().out)
+    assert found["starts"] == found["ends when told to"] == "pass"
+
+
+@pytest.mark.parametrize("way", ["stays", "code"])
+def test_a_bad_end(way: str, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.challenge.started.GRACE", 0.5)
+    (bundle / "serve.yaml").write_text(way)
+    assert command("verify", "--bundle_dir", bundle) == 1
+    out = capsys.readouterr().out
+    assert tried(out)["ends when told to"] == "FAIL"
+    log = Path(out.partition("What the server wrote: ")[2].split()[0])
+    assert log.is_file()
+    log.unlink()
+
+
+def test_an_answer_that_is_lost(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenarios = {title: check for title, check in CHECKS.items() if title.startswith("as ")}
+    monkeypatch.setattr("lit_gpt.challenge.verify.CHECKS", scenarios)
+    (bundle / "serve.yaml").write_text("slow lost")
+    assert command("verify", "--bundle_dir", bundle) == 0
+    assert tried(capsys.readouterr().out)["ends when told to"] == "warn"
+
+
+def test_a_server_that_does_not_start(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / "serve.yaml").write_text("broken")
+    assert command("verify", "--bundle_dir", bundle) == 2
+    assert "its server ended with exit code 1: error: model/: no lit_model.pth" in capsys.readouterr().err
+    (bundle / "submission/serve.py").unlink()
+    assert command("verify", "--bundle_dir", bundle) == 2
+    assert "no submission/serve.py; write the bundle anew" in capsys.readouterr().err
