@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_gpt.settings import UserError
 
 FEW = 16
-"""Rows up to which a kernel that reads 8-bit weights is faster than widening them for one product."""
+"""Rows up to which, on a CPU, a kernel that reads 8-bit weights is faster than widening them for one product."""
 GROUP = 64
 """Weights that share a scale and an offset in 4 bits; 32 where a row is no multiple of it."""
 
@@ -65,7 +65,8 @@ class Int8(WeightOnly):
 
     def product(self, x_MK: Tensor) -> Tensor:
         """See `WeightOnly`."""
-        if len(x_MK) <= FEW and _has_kernel("_weight_int8pack_mm", x_MK):
+        # On a GPU that kernel reads at a tenth of the memory's rate or less: 22 tokens/s with 7B on an H200.
+        if len(x_MK) <= FEW and not x_MK.is_cuda and _has_kernel("_weight_int8pack_mm"):
             return torch._weight_int8pack_mm(x_MK.contiguous(), self.weight, self.scale)
         return F.linear(x_MK, self.weight.to(x_MK.dtype)) * self.scale
 
@@ -191,9 +192,8 @@ def _packed_kernel(name: str) -> Callable[..., None] | None:
     return kernel
 
 
-def _has_kernel(name: str, x: Tensor) -> bool:
-    key = "CUDA" if x.is_cuda else "CPU"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", key)
+def _has_kernel(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CPU")
 
 
 def joined(parts: Sequence[nn.Linear]) -> nn.Linear | None:
