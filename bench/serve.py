@@ -27,7 +27,23 @@ from measure import ROOT, commit, hardware, markdown, say, write_section
 from lit_gpt.files import read_json, write_json
 
 SYSTEMS = {"alone": "one at a time, without a server", "1": "the server, 1 client", "30": "the server, 30 clients"}
-WORDS = "river stone seven table light number green always market paper under window small father answer".split()
+WORDS = [
+    "river",
+    "stone",
+    "seven",
+    "table",
+    "light",
+    "number",
+    "green",
+    "always",
+    "market",
+    "paper",
+    "under",
+    "window",
+    "small",
+    "father",
+    "answer",
+]
 KINDS = {"mc": "multiple choice, 1 token", "gsm": "arithmetic", "short": "short answers"}
 
 
@@ -183,11 +199,10 @@ def show(args: argparse.Namespace) -> None:
         ]
         rows.append([SYSTEMS[name], *numbers])
     about = results[names[0]]
-    text = (
-        f"{about['hardware']}; {about['model']}, bf16-true; {about['requests']} requests, {about['new_tokens']} new tokens "
-        f"for arithmetic, half as many for short answers; {about['batch_size']} rows. torch {about['torch']}. Commit "
-        f"{about['commit']}, {date.today()}.\n\n{markdown(heads, rows)}"
-    )
+    new, half = about["new_tokens"], about["new_tokens"] // 2
+    work = f"{about['requests']} requests: {new} new tokens for arithmetic, {half} for short answers"
+    made = f"{about['batch_size']} rows; torch {about['torch']}; commit {about['commit']}, {date.today()}"
+    text = f"{about['hardware']}; {about['model']}, bf16-true; {work}; {made}.\n\n{markdown(heads, rows)}"
     print(text)
     if args.write:
         write_section(args.write, args.section, text)

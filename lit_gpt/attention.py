@@ -396,6 +396,8 @@ class KVCache:
         self.length = length
         self.reach = length
         """Slots that a call with positions looks at, as seen from slot 0: more than any of its positions."""
+        self.stride = 1
+        """A call without positions looks at a multiple of so many slots: kernels on a CPU are compiled for a size."""
         self.positions_BT: Tensor | None = None
 
     def sibling(self, batch_size: int, length: int) -> "KVCache":
@@ -437,9 +439,10 @@ class KVCache:
             keys[:, :, self.start : end], values[:, :, self.start : end] = k_BGTD, v_BGTD
             if self.start == 0:
                 return causal(layer, q_BHTD, k_BGTD, v_BGTD, look)
-            bias = None
-            if q_BHTD.size(2) > 1 or not look.plain(end):
-                positions_1T = torch.arange(self.start, end, device=keys.device)[None]
+            bias, used = None, end
+            end = min(-(-end // self.stride) * self.stride, self.length)
+            if end > self.start + 1 or not look.plain(end):
+                positions_1T = torch.arange(self.start, used, device=keys.device)[None]
                 bias = self._bias(look, positions_1T, end, q_BHTD.dtype)
         return sdpa(q_BHTD, keys[:, :, :end], values[:, :, :end], look, bias)
 

@@ -128,6 +128,7 @@ class Engine:
         self.most_rows = rows
         spare = 1 + rows // 8  # beginnings of prompts are kept also while all texts have rows
         self._cache = KVCache(model.config, rows + spare, length, weight.device, weight.dtype)
+        self._cache.stride = min(64, length)
         self.rows = [_Row(self._cache.row(number)) for number in range(rows + spare)]
         self.sizes = like_sizes(model, rows + self.most_read)
         """Numbers of tokens that give the same bits; empty: none but equal ones do."""

@@ -10,7 +10,7 @@ is in use: `HEAP` and `PRODUCTS` say how much more, as it was measured (bench/NO
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -177,15 +177,23 @@ class Plan:
     needs: Needs
     budget: float
     """Bytes."""
-    tokens: int
-    """Tokens, padding included, of the largest batch."""
+    sizes: Collection[int]
+    """Tokens, padding included, of the batches."""
     recompute_above: float
     """Batches with more tokens are recomputed in the backward pass."""
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the batch that needs most: not the largest, if that is recomputed and it is not."""
+        return max(self.sizes, key=self._peak)
+
+    def _peak(self, tokens: int) -> float:
+        return self.needs.peak(tokens, tokens > self.recompute_above)
+
+    @property
     def peak(self) -> float:
         """Bytes at the peak."""
-        return self.needs.peak(self.tokens, self.tokens > self.recompute_above)
+        return self._peak(self.tokens)
 
     @property
     def fits(self) -> bool:
@@ -196,7 +204,7 @@ class Plan:
         """The plan as a table."""
         n, again = self.needs, self.tokens > self.recompute_above
         per_token = (n.kept_recompute if again else n.kept) + n.block
-        if self.recompute_above >= self.tokens:
+        if self.recompute_above >= max(self.sizes):
             blocks = "kept"
         else:
             blocks = (
@@ -213,14 +221,14 @@ class Plan:
         ]
 
 
-def plan(n: Needs, budget: float, tokens: int, low_memory: bool) -> Plan:
+def plan(n: Needs, budget: float, sizes: Collection[int], low_memory: bool) -> Plan:
     """Keeps what it can: recomputes all batches if `low_memory`, otherwise those that would not fit.
 
     Args:
         budget: bytes.
-        tokens: tokens of the largest batch.
+        sizes: tokens of the batches.
     """
-    return Plan(n, budget, tokens, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))
+    return Plan(n, budget, sizes, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))
 
 
 def fitting_pack(n: Needs, budget: float, low_memory: bool, pack_length: int) -> int:

@@ -78,9 +78,9 @@ class Workload:
             f"warm-up {self.warmup(self.steps)} steps" + (f"; at most {s.max_time}" if s.max_time else "")
         )
 
-    def largest(self) -> int:
-        """Tokens of the largest of the run's next batches on any rank, padding included."""
-        return max(self._sizes(self._shares(LOOK_AHEAD), self.layout))
+    def sizes(self) -> set[int]:
+        """Tokens of the run's next batches on any rank, padding included."""
+        return set(self._sizes(self._shares(LOOK_AHEAD), self.layout))
 
     def _shares(self, steps: int) -> list[list[int]]:
         """The samples of the first steps, a list for each and every rank."""
@@ -148,7 +148,7 @@ class Workload:
         if self.layout.fixed:
             self.settle()
         self.needed = needed
-        found = plan(needed, budget, self.largest(), s.low_memory)
+        found = plan(needed, budget, self.sizes(), s.low_memory)
         idle = peak_memory_gb(device)
         self.planned_gb = idle + found.peak / 1e9
         """What `peak_memory_gb` will say in the end: on the CPU it counts the libraries, too."""
@@ -165,7 +165,7 @@ class Workload:
         """Decides whether the weights are divided over the devices, and says so; what one of them needs."""
         self.divide = bool(self.settings.shard)
         if self.settings.shard is None and budget < float("inf") and not self.settings.undivided():
-            self.divide = needed.peak(self.largest(), recompute=True) > budget
+            self.divide = needed.peak(max(self.sizes()), recompute=True) > budget
         form = "the weights are divided among them" if self.divide else "each holds all weights"
         print(f"{self.ranks.world} devices: {form}; of each:")
         return needed.divided(self.ranks.world) if self.divide else needed

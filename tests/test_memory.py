@@ -58,14 +58,16 @@ def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
     assert needed.parameters == 6_738_415_616
     assert needed.trainable == 4_194_304
     assert needed.weights == pytest.approx(13.48e9, rel=1e-3)
-    whole = plan(needed, 24e9 * 0.94, 2048, low_memory=False)
+    whole = plan(needed, 24e9 * 0.94, [2048], low_memory=False)
     assert whole.fits
     assert whole.recompute_above >= 2048
-    tight = plan(needed, 18e9, 2048, low_memory=False)
+    tight = plan(needed, 18e9, [2048], low_memory=False)
     assert tight.fits
     assert 0 < tight.recompute_above < 2048
-    assert plan(needed, 24e9, 2048, low_memory=True).peak < 14.7e9
-    assert not plan(needed, 14e9, 2048, low_memory=False).fits
+    kept = int(tight.recompute_above)
+    assert plan(needed, 18e9, [2048, kept], low_memory=False).peak == needed.peak(kept, recompute=False) > tight.peak
+    assert plan(needed, 24e9, [2048], low_memory=True).peak < 14.7e9
+    assert not plan(needed, 14e9, [2048], low_memory=False).fits
     assert needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, "bnb.nf4-dq").weights < 4e9
 
 

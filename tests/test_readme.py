@@ -19,7 +19,9 @@ from conftest import SENTENCES, train_sentencepiece
 from test_litgpt import litgpt_folder
 
 from lit_gpt import Tokenizer
+from lit_gpt.api import Process
 from lit_gpt.cli import COMMANDS
+from lit_gpt.serve import Serve
 
 pytest.importorskip("lm_eval")
 
@@ -99,7 +101,8 @@ def guide(tmp_path_factory: pytest.TempPathFactory, own_tasks: Path) -> Iterator
         patch.chdir(folder)
         for program, *words in commands():
             if program == "python":
-                code, out, err = start(*small(words))
+                unending = ["--print_config"] if words[0] == "submission/serve.py" else []  # tests/test_serve.py serves
+                code, out, err = start(*small(words), *unending)
                 assert code == 0, f"python {shlex.join(words)}\n{out}\n{err}"
         yield folder
 
@@ -107,7 +110,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory, own_tasks: Path) -> Iterator
 def test_every_command_of_the_guide_runs(guide: Path) -> None:
     """`guide` has run them: here is what they promise."""
     sections = re.split(r"^### ", README, flags=re.MULTILINE)[1:]
-    assert [section[0] for section in sections] == list("12345679")
+    assert [section[0] for section in sections] == list("123456789")
     assert all("```bash\npython " in section for section in sections)
     finetuned = guide / "out/lora/alpaca"
     assert {path.name for path in finetuned.iterdir()} == {
@@ -127,6 +130,9 @@ def test_other_commands_have_what_they_need() -> None:
         elif program == "pip":
             assert words[:2] == ["install", "-r"]
             assert (ROOT / words[2]).is_file(), words
+        elif program == "curl":
+            Process.model_validate_json(words[2])
+            assert words[0] == f"localhost:{Serve(Path()).port}/process"
         else:
             assert program == "python", f"no check for {program} {words}"
 

@@ -92,13 +92,12 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
     usual = fitting_pack(needed, budget, settings.low_memory, asked)
     longest = min(settings.max_seq_length or LONGEST, LONGEST)
     largest = longest if asked else longest * settings.micro_batch_size
-    plans = [plan(needed, budget, tokens, settings.low_memory) for tokens in {usual or largest, max(usual, largest)}]
-    again = (usual or largest) > plans[0].recompute_above
-    starting = STARTING[bool(settings.quantize), again] * config.n_layer / 32
     tokens = usual or largest
+    found = plan(needed, budget, {tokens, max(tokens, largest)}, settings.low_memory)
+    again = tokens > found.recompute_above
+    starting = STARTING[bool(settings.quantize), again] * config.n_layer / 32
     computing = tokens * operations(needed, config, again) / (SHARE * card.tflops * 1e12)
-    peak, fits = max(found.peak for found in plans), all(found.fits for found in plans)
-    return Outlook(peak / 1e9, fits, usual, again, tokens / (starting + computing))
+    return Outlook(found.peak / 1e9, found.fits, usual, again, tokens / (starting + computing))
 
 
 def operations(needed: "Needs", config: "Config", again: bool) -> float:
