@@ -1,7 +1,8 @@
 """Answers of a model on the disk as they come, so that an interrupted evaluation goes on where it was.
 
-The file grows line by line, [key, answer] in JSON; the key is a digest of the model's identity and the request, so one
-file may serve several models. A process that is killed leaves at most half a line, which the next one takes away.
+The file grows line by line, [key, answer, checksum] in JSON; the key is a digest of the model's identity and the
+request, so one file may serve several models. A process that is killed leaves at most half a line, which the next one
+takes away.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 from lit_gpt.files import cannot_write, locked
 from lit_gpt.settings import UserError
 
-HEAD = ["lit-gpt answers", 1]
+HEAD = ["lit-gpt answers", 2]
 """The first line: what the file is, and the version of its format."""
 
 
@@ -35,7 +36,7 @@ class Answers:
     def add(self, answers: dict[tuple, Any]) -> None:
         """Writes answers to requests; after this call the end of the process cannot harm them."""
         if self.file is not None and answers:
-            lines = (json.dumps([self._key(request), answer]) + "\n" for request, answer in answers.items())
+            lines = (_line(self._key(request), answer) for request, answer in answers.items())
             try:
                 self.file.write("".join(lines).encode())
                 self.file.flush()
@@ -76,19 +77,30 @@ def open_answers(path: Path | None, identity: str) -> Iterator[Answers]:
             yield Answers(identity, known, file)
 
 
+def _line(key: str, answer: Any) -> str:
+    """What stands in the file for an answer."""
+    content = json.dumps([key, answer])
+    return json.dumps([key, answer, hashlib.sha256(content.encode()).hexdigest()[:8]]) + "\n"
+
+
 def _read(path: Path) -> tuple[dict[str, Any], int]:
     """The answers by key, and the length of the file in bytes without half a line at its end."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
-    known = {}
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    known: dict[str, Any] = {}
+    for number, line in enumerate(content[:whole].splitlines(keepends=True), 1):
         try:
-            key, answer = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
-            key = answer = None
-        if not isinstance(key, str) or (number == 1 and [key, answer] != HEAD):
-            raise UserError(f"--use_cache: {path}:{number}: not a file of answers; remove it or name another one")
-        known[key] = answer
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if number == 1 and values != HEAD:
+            old = isinstance(values, list) and values[:1] == HEAD[:1]
+            what = "made by another version of this program" if old else "not a file of answers"
+            raise UserError(f"--use_cache: {path}:1: {what}; remove it or name another one")
+        if number > 1:
+            if not isinstance(values, list) or len(values) != 3 or line.decode(errors="replace") != _line(*values[:2]):
+                raise UserError(f"--use_cache: {path}:{number}: damaged; take the line out: its answer comes again")
+            known[values[0]] = values[1]
     if not whole and content and not json.dumps(HEAD).encode().startswith(content):
         raise UserError(f"--use_cache: {path}:1: not a file of answers; remove it or name another one")
     return known, whole

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lit_gpt.model import GPT
     from lit_gpt.tokenizer import Tokenizer
 
+    Loaded = tuple[TaskManager, list[Task | Group]]
+
 OLD_NAMES = {"truthfulqa_mc": ["truthfulqa_mc1", "truthfulqa_mc2"]}
 """Names of 2023 -> what the harness calls these tasks today."""
 
@@ -169,15 +171,17 @@ def evaluate(settings: Evaluate) -> None:
     from lit_gpt.runlog import peak_memory_gb
     from lit_gpt.tokenizer import Tokenizer
 
-    tokenizer, model = Tokenizer(settings.checkpoint_dir), settings.load()
+    tokenizer = Tokenizer(settings.checkpoint_dir)
+    loaded = _load_all(
+        settings.eval_tasks, settings.include_path, settings.local_data
+    )  # fails sooner than a model loads
+    model = settings.load()
     identity = "" if settings.use_cache is None else settings.identity(model)
     with settings.memory_explained(), open_answers(settings.use_cache, identity) as answers:
         results = evaluate_model(
             model,
             tokenizer,
-            settings.eval_tasks,
-            include_path=settings.include_path,
-            local_data_dir=settings.local_data,
+            loaded,
             limit=settings.limit,
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
@@ -213,7 +217,7 @@ def evaluate(settings: Evaluate) -> None:
 def evaluate_model(
     model: "GPT",
     tokenizer: "Tokenizer",
-    tasks: list[str],
+    tasks: "list[str] | Loaded",
     *,
     include_path: Path | None = None,
     local_data_dir: Path | None = None,
@@ -231,6 +235,7 @@ def evaluate_model(
     """Evaluates a loaded model; see `Evaluate` for the arguments that are not explained here.
 
     Args:
+        tasks: names, or what `load_tasks` gave.
         answers: what is known already; takes what becomes known.
         log_samples: keep every document with its requests and answers, under "samples".
         about: plain values about the model, kept under "config", "model_args".
@@ -249,9 +254,8 @@ def evaluate_model(
     sizes = {"batch_size": batch_size, "pack_length": pack_length, "max_length": max_seq_length}
     lm = LitLM(model, tokenizer, **sizes, answers=answers)
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    manager, found = tasks if isinstance(tasks, tuple) else _load_all(tasks, include_path, local_data_dir)
     with _quiet():
-        with local_data(local_data_dir):
-            manager, found = load_tasks(tasks, include_path)
         for task in manager.load(found)["tasks"].values():  # before hours of other tasks have passed
             fixed = task.config.num_fewshot
             require_examples(task, fixed if num_fewshot is None or fixed == 0 else num_fewshot)
@@ -283,7 +287,12 @@ def evaluate_model(
     return results
 
 
-def load_tasks(names: list[str], include_path: Path | None = None) -> tuple["TaskManager", list["Task | Group"]]:
+def _load_all(names: list[str], include_path: Path | None, local_data_dir: Path | None) -> "Loaded":
+    with _quiet(), local_data(local_data_dir):
+        return load_tasks(names, include_path)
+
+
+def load_tasks(names: list[str], include_path: Path | None = None) -> "Loaded":
     """Tasks and groups by name, with their data.
 
     Raises:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -14,7 +15,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from lit_gpt.answers import Answers
-from lit_gpt.decode import Sampling, decode
+from lit_gpt.attention import KVCache
+from lit_gpt.decode import Sampling, cache_for, decode, prefill
 from lit_gpt.model import GPT
 from lit_gpt.scoring import Score, Scored, pack_length_for, score
 from lit_gpt.settings import UserError
@@ -159,8 +161,9 @@ class LitLM(TemplateLM):
             wanted = [(kwargs, tuple(prompts[row][-room:]), 0 if greedy else row) for row in group]
             found = self.answers.known(wanted) if greedy else {}
             asked = [want for want in dict.fromkeys(wanted) if want not in found]
+            beginning = self._read_beginning([prompt for _, prompt, _ in asked])
             for batch in self._batches(asked):
-                written = self._generate([prompt for _, prompt, _ in batch], max_new, sampling, stops)
+                written = self._generate([prompt for _, prompt, _ in batch], max_new, sampling, stops, beginning)
                 new = dict(zip(batch, written, strict=True))
                 found |= new
                 if greedy:
@@ -178,13 +181,33 @@ class LitLM(TemplateLM):
                 yield batch
                 bar.update(len(batch))
 
+    @torch.inference_mode()
+    def _read_beginning(self, prompts: list[tuple[int, ...]]) -> KVCache | None:
+        """What all the prompts begin with, such as few-shot examples, read once; None where there is no such thing."""
+        first, last = min(prompts, default=()), max(prompts, default=())  # what these two share, all share
+        alike = [a == b for a, b in zip(first, last, strict=False)]
+        common = first[: [*alike, False].index(False)][: min(map(len, prompts), default=1) - 1]
+        if len(prompts) < 2 or not common:
+            return None
+        cache = cache_for(self.model, 1, len(common))
+        prefill(self.model, cache, [common])
+        return cache
+
     def _generate(
-        self, prompts: list[tuple[int, ...]], max_new: int, sampling: Sampling, stops: list[str]
+        self,
+        prompts: list[tuple[int, ...]],
+        max_new: int,
+        sampling: Sampling,
+        stops: list[str],
+        beginning: KVCache | None,
     ) -> list[str]:
         streams = [self.tokenizer.stream_decoder() for _ in prompts]
         texts, open_rows = [""] * len(prompts), set(range(len(prompts)))
         stop_ids = [] if self.eot_token_id is None else [self.eot_token_id]
-        for tokens in decode(self.model, prompts, max_new, sampling, stop_ids):
+        cache = cache_for(self.model, len(prompts), max(map(len, prompts)) + max_new)
+        if beginning is not None:
+            cache.fill(beginning, torch.zeros(len(prompts), dtype=torch.int64, device=self._device))
+        for tokens in decode(self.model, prompts, max_new, sampling, stop_ids, cache=cache):
             for row in list(open_rows):
                 if tokens[row] is not None:
                     texts[row] += streams[row].add(tokens[row])

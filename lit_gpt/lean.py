@@ -102,13 +102,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The backward pass is the rotation back; autograd would take its slices and sums apart one by one.
 
     Args:
-        x: (B, T, H, D); cos, sin: (B or 1, T, 1, R/2), without gradients.
+        x: (B, T, H, D); cos, sin: (B or 1, T, 1, R), without gradients, see `rope.rope_tables`.
     """
-    if not torch.is_grad_enabled():  # the same sums in half as many calls
-        first, second, *rest = x.split([cos.size(-1), cos.size(-1), x.size(-1) - 2 * cos.size(-1)], -1)
-        turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-        return torch.cat((*turned, *rest), -1)
-    return _Rotate.apply(x, cos, sin)
+    if torch.is_grad_enabled():
+        return _Rotate.apply(x, cos, sin)
+    R, D = cos.size(-1), x.size(-1)
+    turned = x if R == D else x.narrow(-1, 0, R)
+    turned = torch.addcmul(turned * cos, turned.roll(R // 2, -1), sin)  # the same sums in half as many calls
+    return turned if R == D else torch.cat((turned, x.narrow(-1, R, D - R)), -1)
 
 
 class _Rotate(torch.autograd.Function):
@@ -118,13 +119,14 @@ class _Rotate(torch.autograd.Function):
         return _rotated(x, cos, sin, 1)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotated(dy, cos, sin, -1), None, None
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half = cos.size(-1)
+    half = cos.size(-1) // 2
+    cos, sin = cos[..., half:], sin[..., half:]
     first, second = x[..., :half], x[..., half : 2 * half]
     y = (x[..., : 2 * half].unflatten(-1, (2, half)) * cos.unsqueeze(-2)).flatten(-2)
     y[..., :half].addcmul_(second, sin, value=-sign)
@@ -135,8 +137,13 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 inside (arXiv 1910.07467).
 
-    PyTorch has one kernel for it; on the CPU it keeps a float32 copy of x for the backward pass.
+    PyTorch has one kernel for it on a GPU; on the CPU it is a dozen of calls, which for a single token take longer than
+    their sums, and keeps a float32 copy of x for the backward pass.
     """
+    if x.numel() == x.size(-1) and not (x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        row = wide.view(-1)
+        return (wide * (torch.dot(row, row).item() / row.numel() + eps) ** -0.5).mul_(weight).to(x.dtype)
     if x.is_cuda or (not torch.is_grad_enabled() and x.dtype == weight.dtype):
         return F.rms_norm(x, weight.shape, weight, eps)
     return _RMSNorm.apply(x, weight, eps)

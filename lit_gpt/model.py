@@ -292,10 +292,10 @@ class Attention(nn.Module):
         """Queries (B, H, T, D) and keys (B, G, T, D), normed and rotated where the model does so, and values."""
         if self.qkv is not None:
             H, G = self.n_heads
-            x_BTHD = self._clipped(self.qkv(x_BTC)).unflatten(-1, (-1, self.head_size))
-            qk_BTHD, v_BTGD = x_BTHD.split([H + G, G], 2)
+            x_BTHD = self._clipped(self.qkv(x_BTC)).view(*x_BTC.shape[:2], -1, self.head_size)
+            qk_BTHD, v_BTGD = x_BTHD.narrow(2, 0, H + G), x_BTHD.narrow(2, H + G, G)
             qk_BTHD = qk_BTHD if rope is None else rotate(qk_BTHD, *rope)
-            q_BTHD, k_BTGD = qk_BTHD.split([H, G], 2)
+            q_BTHD, k_BTGD = qk_BTHD.narrow(2, 0, H), qk_BTHD.narrow(2, H, G)
             return q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         q_BTHD = self._placed(self._clipped(self.q(x_BTC)), self.q_norm, rope)
         k_BTGD = self._placed(self._clipped(self.k(x_BTC)), self.k_norm, rope)
@@ -342,10 +342,18 @@ class GatedMLP(MLP):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.gate = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.gate_up: nn.Linear | None = None
+        """The two in one; see `fuse`."""
+
+    def fuse(self) -> None:
+        """Makes one product of those for gate and up; see `Attention.fuse`."""
+        self.gate_up = joined([self.gate, self.up])
+        if self.gate_up is not None:
+            self.gate = self.up = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        gate, up = self.gate(x), self.up(x)
+        gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x).chunk(2, -1)
         return self.down(silu_product(gate, up) if self.act is F.silu else self.act(gate) * up)
 
 

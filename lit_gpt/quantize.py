@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.model import Attention
+from lit_gpt.model import Attention, GatedMLP
 from lit_gpt.settings import UserError
 from lit_gpt.weight_only import Int4, Int8, Packed4bit, WeightOnly
 
@@ -153,8 +153,9 @@ def _widen(layer: nn.Linear, scales: Tensor, rows: slice, dtype: torch.dtype) ->
 def for_decoding(model: nn.Module) -> None:
     """Puts layers in a form of the same weights that is fast for few tokens, and can be no longer trained, in place.
 
-    Queries, keys and values become one product. On a processor with bfloat16 instructions bitsandbytes' 4-bit weights
-    are put in the order of its kernel; its 8-bit weights go to PyTorch's kernel.
+    Queries, keys and values become one product, and so do gate and up where the weights are small. On a processor with
+    bfloat16 instructions bitsandbytes' 4-bit weights are put in the order of its kernel; its 8-bit weights go to
+    PyTorch's kernel.
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and is_quantized(layer) and not isinstance(layer, WeightOnly):
@@ -169,6 +170,9 @@ def for_decoding(model: nn.Module) -> None:
     for block in model.blocks:
         if isinstance(block.attn, Attention):  # an adapter around it asks the layers one by one
             block.attn.fuse()
+        for part in block.modules():
+            if isinstance(part, GatedMLP) and isinstance(part.gate, WeightOnly):  # others would take memory
+                part.fuse()
 
 
 def is_quantized(layer: nn.Linear) -> bool:

@@ -62,6 +62,15 @@ class Results(NamedTuple):
         tasks = found.get("results") if isinstance(found, dict) else None
         if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()) or not tasks:
             raise UserError(f"{path}: no results of an evaluation; expected a file that --save_filepath wrote")
+        for task, values in tasks.items():
+            for key, value in values.items():
+                if "," in key and not (_is_number(value) or (isinstance(value, str) and value.strip() in ("", "N/A"))):
+                    what = f"{path}: results.{task}.{key} is {str(value)[:40]!r}, no finite number"
+                    raise UserError(f"{what}; evaluate again, or take it out")
+        for name, kind in (("group_subtasks", list), ("higher_is_better", dict)):
+            part = found.get(name, {})
+            if not isinstance(part, dict) or not all(isinstance(value, kind) for value in part.values()):
+                raise UserError(f"{path}: {name} is not as the harness writes it; evaluate again, or take it out")
         beside, rows = samples_file(path), defaultdict(list)
         if beside.is_file():
             for number, line in enumerate(beside.read_bytes().splitlines(), 1):
@@ -104,6 +113,10 @@ class Results(NamedTuple):
         return self.found.get("higher_is_better", {}).get(task, {}).get(key.partition(",")[0]) is not False
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def samples_file(path: Path) -> Path:
     """Where the samples of a results file are."""
     return path.with_name(f"{path.stem}.samples.jsonl")
@@ -115,7 +128,7 @@ def per_sample(samples: dict[str, list[dict[str, Any]]]) -> Samples:
     for task, rows in samples.items():
         for row in rows:
             for metric in row.get("metrics", []):
-                if isinstance(row.get(metric), bool | int | float):
+                if _is_number(row.get(metric)):
                     document = f"{row.get('doc_id')} {row.get('doc_hash')}"
                     values[task, f"{metric},{row['filter']}"][document] = float(row[metric])
     return dict(values)

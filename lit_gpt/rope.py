@@ -23,7 +23,8 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: 
         kind: "local" for layers with a window that have a rotary base of their own, otherwise "global".
 
     Returns:
-        Two tensors (B, T, 1, R / 2) of `dtype`, where R is the number of rotated channels; see `lean.rotate`.
+        Two tensors (B, T, 1, R) of `dtype` for `lean.rotate`, where R is the number of rotated channels: what a channel
+        keeps of itself, and what it takes of its partner, R / 2 away, which is negative in the first half.
     """
     R = int(config.head_size * config.rope_percentage)
     base = config.rope_local_base if kind == "local" else config.rope_base
@@ -41,7 +42,8 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: 
         inverse = inverse / scaling["factor"]
     angles = positions_BT[:, :, None, None] * inverse
     length = scaling.get("attention_factor", 1.0)
-    return (angles.cos() * length).to(dtype), (angles.sin() * length).to(dtype)
+    cos, sin = (angles.cos() * length).to(dtype), (angles.sin() * length).to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def _between(inverse: Tensor, factor: float, keep: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Run:
         s, log, progress = self.settings, self.log, self.progress
         trainable = sum(p.numel() for p in self.gpt.parameters() if p.requires_grad)
         log.say(f"Number of trainable parameters: {trainable:,}")
-        frozen = sum(p.numel() for p in self.gpt.parameters() if not p.requires_grad)
+        frozen = sum(count(p) for p in self.gpt.parameters() if not p.requires_grad)
         log.say(f"Number of non trainable parameters: {frozen:,}")
         log.say(self.work.length())
         with self.signals:
@@ -355,3 +355,9 @@ class Run:
             "base": base_identity(s.checkpoint_dir),
             "quantize": s.quantize,
         }
+
+
+def count(parameter: Tensor) -> int:
+    """Its numbers, of which bitsandbytes packs two of 4 bits into an element."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)

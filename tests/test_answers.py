@@ -63,7 +63,22 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     with open_answers(path, "a") as answers:
         answers.add({(1,): "one"})
     path.write_bytes(path.read_bytes().replace(b"one", b"o\xffe") + b"[1, 2]\n")
-    with pytest.raises(UserError, match=r"answers.jsonl:2: not a file of answers"), open_answers(path, "a"):
+    with pytest.raises(UserError, match=r"answers.jsonl:2: damaged; take the line out"), open_answers(path, "a"):
+        pass
+
+
+def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with open_answers(path, "a") as answers:
+        answers.add({(1,): [-1.25, True], (2,): "two"})
+    whole = path.read_bytes()
+    head = whole.index(b"\n") + 1
+    for place in range(head, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"answers.jsonl:[23]: damaged"), open_answers(path, "a"):
+            pass
+    path.write_bytes(whole.replace(b'answers", 2', b'answers", 1'))
+    with pytest.raises(UserError, match=r"answers.jsonl:1: made by another version"), open_answers(path, "a"):
         pass
 
 

@@ -43,6 +43,10 @@ ROWS = {
         },
         (ASKED, Turn("assistant", json.dumps(CALL["function"])), Turn("tool", "1"), ANSWERED),
     ),
+    "developer": (
+        {"messages": talk(("developer", "Be"), ("user", "Who?"), ("assistant", "I."))},
+        (Turn("system", "Be"), ASKED, ANSWERED),
+    ),
     "sharegpt": (
         {"conversations": talk(("human", "Who?"), ("gpt", "I."), names=("from", "value")), "system": "Be"},
         (Turn("system", "Be"), ASKED, ANSWERED),

@@ -101,6 +101,7 @@ def test_streaming_prints_whole_characters(tmp_path: Path) -> None:
         (["--stop", ""], "--stop: an empty text"),
         (["--batch_size", 0], "--batch_size: must be at least 1"),
         (["--prompts_file", "nowhere.txt"], "--prompts_file nowhere.txt: cannot read it"),
+        (["--prompts_file", "x.txt", "--prompt", "y"], "--prompt, --input: the prompts are those of --prompts_file"),
         (["--compile", "true", "--draft_checkpoint_dir", "x"], "--compile: is for single tokens"),
     ],
 )

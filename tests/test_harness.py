@@ -243,9 +243,9 @@ def test_equal_prompts_are_written_once(pair: Pair, monkeypatch: pytest.MonkeyPa
     """If nothing is drawn; otherwise each has its own text."""
     asked: list[int] = []
 
-    def counted(model: GPT, prompts: list, *options: Any) -> Iterator:
+    def counted(model: GPT, prompts: list, *options: Any, **more: Any) -> Iterator:
         asked.append(len(prompts))
-        return decode(model, prompts, *options)
+        return decode(model, prompts, *options, **more)
 
     monkeypatch.setattr("lit_gpt.harness.decode", counted)
     for kwargs, number in (({"do_sample": False}, 2), ({"do_sample": True, "temperature": 5.0}, 6)):
@@ -254,6 +254,37 @@ def test_equal_prompts_are_written_once(pair: Pair, monkeypatch: pytest.MonkeyPa
         texts = pair.ours.generate_until(requests("generate_until", *arguments))
         assert sum(asked) == number
         assert len(set(texts)) == number
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["The old cat", "The old dog likes", "The old"],
+        ["The old", "The old", "The old cat"],
+        ["A dog", "The red", "The"],
+        ["The sea"],
+    ],
+)
+@pytest.mark.parametrize("sample", [False, True])
+def test_what_prompts_begin_with_is_read_once(
+    texts: list[str], sample: bool, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the texts are those that come without."""
+    lm, read = LitLM(pair.ours.model, pair.ours.tokenizer, batch_size=2), []
+    kwargs = {"until": ["sea"], "max_gen_toks": 9, "do_sample": sample}
+    asked = requests("generate_until", *((text, kwargs) for text in texts))
+    monkeypatch.setattr(LitLM, "_read_beginning", lambda self, prompts: None)
+    torch.manual_seed(1)
+    plain = lm.generate_until(asked)
+    monkeypatch.undo()
+    own = LitLM._read_beginning
+    monkeypatch.setattr(LitLM, "_read_beginning", lambda self, prompts: read.append(own(self, prompts)) or read[0])
+    torch.manual_seed(1)
+    assert lm.generate_until(asked) == plain
+    ids = [lm.tok_encode(text) for text in texts]
+    shared = [len(set(tokens)) == 1 for tokens in zip(*ids, strict=False)][: min(map(len, ids)) - 1]
+    expected = [*shared, False].index(False) if len(texts) > 1 else 0
+    assert (read[0].used if read[0] else 0) == expected
 
 
 def test_window_of_the_users_choice(pair: Pair) -> None:

@@ -23,6 +23,22 @@ def test_rms_norm() -> None:
     assert torch.equal(rms_norm(short, weight.bfloat16(), 1e-3), F.rms_norm(short, (8,), weight.bfloat16(), 1e-3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rms_norm_of_one_token(dtype: torch.dtype) -> None:
+    """It has a way of its own; rarely the last bit differs."""
+    torch.manual_seed(0)
+    for scale in (1e-3, 1.0, 1e3):
+        x, weight = (torch.randn(1, 1, 2048) * scale).to(dtype), torch.randn(2048).to(dtype)
+        kept = x.clone()
+        with torch.no_grad():
+            found, expected = rms_norm(x, weight, 1e-5), F.rms_norm(x, (2048,), weight, 1e-5)
+        assert found.dtype == dtype
+        assert torch.equal(x, kept)
+        assert torch.allclose(found, expected, rtol=8 * torch.finfo(dtype).eps, atol=0)
+        if dtype == torch.bfloat16:
+            assert (found != expected).float().mean() < 0.01
+
+
 @pytest.mark.parametrize("rotated", [4, 10])
 def test_rotate(rotated: int) -> None:
     """Value and gradient are those of the matrix that turns every pair of channels by its angle."""
@@ -34,8 +50,14 @@ def test_rotate(rotated: int) -> None:
     for i in range(rotated // 2):
         a, b, c, s = pairs[i], pairs[i + rotated // 2], angles.cos()[..., [i]], angles.sin()[..., [i]]
         y = y + (x @ a)[..., None] * (c * a + s * b) + (x @ b)[..., None] * (c * b - s * a)
-    found = rotate(x, angles.cos(), angles.sin())
+    tables = torch.cat([angles.cos()] * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
+    found = rotate(x, *tables)
     assert torch.allclose(found, y, rtol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(rotate(x, *tables), y, rtol=1e-12)
+        short = [z.bfloat16() for z in (x, *tables)]
+        without = rotate(*short)
+    assert torch.equal(without, rotate(*short))
     upstream = torch.randn_like(x)
     ours, expected = (torch.autograd.grad(z, x, upstream)[0] for z in (found, y))
     assert torch.allclose(ours, expected, rtol=1e-12)

@@ -18,6 +18,7 @@ from lit_gpt.methods import LoRA, trainable_state
 from lit_gpt.methods.lora import LoRALinear
 from lit_gpt.prompts import get_style
 from lit_gpt.quantize import KINDS, dequantized, is_quantized, quantized
+from lit_gpt.run import count
 
 bnb = pytest.importorskip("bitsandbytes")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -239,3 +240,9 @@ def test_precisions_that_do_not_go_together_and_a_missing_package(
     assert command("finetune lora", *flags) == 2
     assert "--quantize needs bitsandbytes; pip install bitsandbytes" in capsys.readouterr().err
     assert not (tmp_path / "out" / "lit_model_lora_finetuned.pth").exists()
+
+
+@every_kind
+def test_parameters_are_counted_unpacked(kind: str) -> None:
+    layer = quantized(torch.randn(64, 128), torch.zeros(64), kind, torch.bfloat16, "cpu")
+    assert [count(parameter) for parameter in layer.parameters()] == [64 * 128, 64]

@@ -179,3 +179,23 @@ def test_files_are_needed(capsys) -> None:
     assert command("plot") == 2
     assert command("plot", "--results", "[]") == 2
     assert "error: --results is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"results": {"t": {"acc,none": math.nan}}}, "results.t.acc,none is 'nan', no finite number"),
+        ({"results": {"t": {"acc,none": "good"}}}, "results.t.acc,none is 'good', no finite number"),
+        ({"results": {"t": {"acc,none": None}}}, "results.t.acc,none is 'None', no finite number"),
+        ({"results": {"t": {"acc_stderr,none": math.inf}}}, "results.t.acc_stderr,none is 'inf', no finite number"),
+        ({"results": {"t": {"acc,none": 0.5}}, "group_subtasks": {"t": 3}}, "group_subtasks is not as the harness"),
+        ({"results": {"t": {"acc,none": 0.5}}, "higher_is_better": [1]}, "higher_is_better is not as the harness"),
+    ],
+)
+def test_nonsense_in_one_line(found: dict, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write(tmp_path, "a", Results(found, {}))
+    assert command("plot", path, "--out", tmp_path / "a.png") == 2
+    said = capsys.readouterr().err
+    assert f"{path}: {expected}" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()

@@ -13,7 +13,7 @@ from lit_gpt.decode import complete
 from lit_gpt.generate import Quantize
 from lit_gpt.quantize import FOR_USE, dequantized, for_decoding, quantized
 from lit_gpt.settings import UserError
-from lit_gpt.weight_only import FEW, Int4, Int8, Packed4bit, joined
+from lit_gpt.weight_only import FEW, Int4, Int8, Packed4bit, WeightOnly, joined
 
 ROWS = [1, 3, FEW, FEW + 1, 80]
 
@@ -120,6 +120,7 @@ def test_decoding_is_the_network_of_training(kind: str, tmp_path: Path) -> None:
     trained, used = (load_gpt(base, torch.bfloat16, quantize=kind) for _ in range(2))
     for_decoding(used)
     assert (used.blocks[0].attn.qkv is not None) or kind.startswith("bnb") or kind == "torch.int4"
+    assert (used.blocks[0].mlp.gate_up is not None) == isinstance(used.blocks[0].mlp.down, WeightOnly)
     for x in (idx, idx[:, :1]):
         assert difference(used(x), trained(x)) < 0.015
     prompts = [[5, 6, 7], [8]]

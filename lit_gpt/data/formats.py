@@ -24,7 +24,7 @@ FIELDS = ("instruction", "input", "output", "system", "text", "messages")
 FORMATS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"), ("text",))
 """Keys that tell a format."""
 ROLES = {
-    "system": ("system",),
+    "system": ("system", "developer"),
     "user": ("user", "human", "prompter"),
     "assistant": ("assistant", "gpt", "chatgpt", "bot", "model", "function_call"),
     "tool": ("tool", "observation", "function", "function_response", "ipython"),
