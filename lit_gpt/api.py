@@ -218,7 +218,7 @@ class Service:
         cut = self.cut if self.cut and is_choice(asked.prompt) else None
         stops = [stop for stop in asked.stop_sequences if stop]
         seed = random.getrandbits(32) if asked.seed is None else asked.seed
-        jobs, writers = [], []
+        jobs, writers, cuts = [], [], self._blank_lines(ids)
         for number in range(max(asked.num_samples, asked.num_return_sequences)):
             writer = Writer(self.tokenizer, self.style is None, stops, cut)
             job = Job(
@@ -230,10 +230,20 @@ class Service:
                 min(asked.top_k_per_token, MOST_LIKELIEST),
                 asked.echo_prompt,
                 self.stop_ids,
+                cuts,
             )
             jobs.append(job)
             writers.append(writer)
         return jobs, writers, note
+
+    def _blank_lines(self, ids: list[int]) -> list[int]:
+        """Places behind blank lines: up to there prompts with the same examples are the same."""
+        ends, before = [], ""
+        for place, text in enumerate(map(self.shown, ids), 1):
+            if "\n" in text and "\n\n" in before[-1:] + text:
+                ends.append(place)
+            before = text
+        return ends
 
     def completion(self, job: Job, writer: Writer) -> Completion:
         """The reply's form of a text that is done."""

@@ -1,9 +1,9 @@
 """Many texts from one model at the same time: each comes when it likes and leaves when it is done.
 
 A text has a row of a KV cache that is allocated once. A step is a call of the model for the next token of every row
-whose prompt is read, and for a piece of the prompts that are not. Pieces end at multiples of `piece` tokens, so that
-prompts with a common beginning have pieces in common: a row that has them, also one that is free by now, is copied
-from. Prompts of few-shot tasks are read once that way, but for the question at their end.
+whose prompt is read, and for pieces of the prompts that are not. Pieces end after `piece` tokens and where the text is
+cut, such as at blank lines, so that prompts with a common beginning have pieces in common: a row that has them, also
+one that is free by now, is copied from. The examples of few-shot tasks are read once that way.
 
 A text is a function of its request, to the bit, whoever is beside it, whatever was read before:
 
@@ -33,6 +33,9 @@ from lit_gpt.attention import KVCache, Ragged
 from lit_gpt.decode import Sampling, kernels_for
 from lit_gpt.model import GPT
 
+APART = 16
+"""Tokens between cuts of a prompt at least."""
+
 
 @dataclass
 class Token:
@@ -54,6 +57,7 @@ class Job:
         take: is called with every new token, in the engine's thread; True ends the text.
         future: becomes done when the text is; cancelling it frees the row.
         read: the prompt's tokens, if asked for by `echo`.
+        cuts: places in the prompt where a piece ends in any case, such as between few-shot examples.
     """
 
     prompt: Sequence[int]
@@ -65,6 +69,7 @@ class Job:
     """So many likeliest tokens are wanted in every place."""
     echo: bool = False
     stop_ids: Sequence[int] = ()
+    cuts: Sequence[int] = ()
     future: "Future[None]" = field(default_factory=Future)
     read: list[Token] = field(default_factory=list)
 
@@ -79,8 +84,10 @@ class _Row:
 
     cache: KVCache
     pieces: list[tuple[int, ...]] = field(default_factory=list)
-    """The whole pieces of a prompt that it holds, also when it is free again."""
+    """The pieces of a prompt that it holds, also when it is free again."""
     job: Job | None = None
+    wanted: list[tuple[int, ...]] = field(default_factory=list)
+    """The pieces of that text's prompt."""
     newest: int | None = None
     """The token that was drawn last; None while the prompt is read."""
     count: int = 0
@@ -168,9 +175,33 @@ class Engine:
         }
 
     def start(self) -> None:
-        """Works in a thread of its own until `close`."""
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        """Works in a thread of its own until `close`, if it does not do so yet."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+
+    @staticmethod
+    def started(build: "Callable[[], Engine]") -> "Engine":
+        """Starts an engine that is built in its own thread, as the model should be that it gets.
+
+        On a CPU every thread that calls kernels has a team of threads for them, and several teams on the same
+        processors hinder each other: with a model that was loaded elsewhere a step takes half as long again.
+        """
+        built: Future[Engine] = Future()
+
+        def work() -> None:
+            try:
+                built.set_result(build())
+            except BaseException as error:
+                built.set_exception(error)
+            else:
+                built.result()._run()
+
+        thread = threading.Thread(target=work, name="engine", daemon=True)
+        thread.start()
+        engine = built.result()
+        engine._thread = thread
+        return engine
 
     def close(self) -> None:
         """Takes no more texts, gives up those that are not done, and ends the thread."""
@@ -221,23 +252,17 @@ class Engine:
                 return
             if job.future.cancelled():
                 continue
-            wanted = self._whole(job)
-            row = min(free, key=lambda row: (len(row.pieces) - _common(row.pieces, wanted), row.turn))
-            row.job, row.count, row.turn = job, 0, next(self._turns)
-            del row.pieces[_common(row.pieces, wanted) :]
-            row.cache.used = len(row.pieces) * self.piece
+            wanted = split(job.prompt, self.piece, job.cuts)
+            shared = [] if job.echo else wanted[:-1]
+            row = min(free, key=lambda row: (len(row.pieces) - _common(row.pieces, shared), row.turn))
+            row.job, row.wanted, row.count, row.turn = job, wanted, 0, next(self._turns)
+            del row.pieces[_common(row.pieces, shared) :]
+            row.cache.used = sum(map(len, row.pieces))
             self.reused += row.cache.used
             if job.sampling.temperature > 0:
                 row.generator = torch.Generator(self.device).manual_seed(job.seed)
             if job.echo:
                 job.read.append(Token(job.prompt[0], 0.0, []))
-
-    def _whole(self, job: Job) -> list[tuple[int, ...]]:
-        """The pieces of a prompt that can be shared: what comes after them is not empty."""
-        if job.echo:
-            return []
-        whole = (len(job.prompt) - 1) // self.piece
-        return [tuple(job.prompt[n * self.piece : (n + 1) * self.piece]) for n in range(whole)]
 
     def _pieces(self) -> list[_Part]:
         """The next pieces of prompts, as many as a call takes, those left out that another row holds or reads now."""
@@ -245,27 +270,26 @@ class Engine:
         for row in sorted((r for r in self.rows if r.job and r.newest is None), key=lambda r: r.turn):
             self._copy(row)
             job, start = row.job, row.cache.used
-            while start < len(job.prompt):
-                ids = job.prompt[start : start + self.piece]
-                way = tuple(job.prompt[: start + len(ids)])
+            for number in range(len(row.pieces), len(row.wanted)):
+                ids, last = row.wanted[number], number + 1 == len(row.wanted)
+                way = tuple(row.wanted[: number + 1])
                 if len(ids) > room:
                     return parts
-                if way in ways and len(ids) == self.piece and not job.echo:
+                if way in ways and not (last or job.echo):
                     break
                 ways.add(way)
                 room -= len(ids)
-                last = start + len(ids) == len(job.prompt)
                 parts.append(_Part(row, job, start, ids, len(ids) if job.echo else int(last)))
                 start += len(ids)
         return parts
 
     def _copy(self, row: _Row) -> None:
         """Takes over from another row what it has read of the same prompt."""
-        wanted = self._whole(row.job)
+        wanted = [] if row.job.echo else row.wanted[:-1]
         source = max(self.rows, key=lambda other: _common(other.pieces, wanted))
         known = _common(source.pieces, wanted)
         if known > len(row.pieces):
-            slots = slice(row.cache.used, known * self.piece)
+            slots = slice(row.cache.used, sum(map(len, wanted[:known])))
             for own, other in ((row.cache.k_LBGSD, source.cache.k_LBGSD), (row.cache.v_LBGSD, source.cache.v_LBGSD)):
                 own[..., slots, :] = other[..., slots, :]
             self.reused += slots.stop - slots.start
@@ -290,8 +314,7 @@ class Engine:
             row.cache.used = part.start + len(part.ids)
             if row.newest is None:
                 self.read += len(part.ids)
-                if row.cache.used == (len(row.pieces) + 1) * self.piece:
-                    row.pieces.append(tuple(part.ids))
+                row.pieces.append(part.ids)
         self._hand_on(parts, logits_AV)
 
     def _hand_on(self, parts: list[_Part], logits_AV: Tensor) -> None:
@@ -370,6 +393,19 @@ class Engine:
     def _filled(self, size: int) -> int:
         """The number of tokens to which a call with so many is filled up."""
         return next(like for like in self.sizes or [sixteens(self.most_rows)] if like >= size)
+
+
+def split(prompt: Sequence[int], most: int, cuts: Sequence[int]) -> list[tuple[int, ...]]:
+    """A prompt's pieces: each ends at a cut, or after `most` tokens. What follows them does not change them.
+
+    Cuts that are close to the one before do not count, so that there are not too many pieces.
+    """
+    ends, before = [0], 0
+    for cut in [*cuts, len(prompt)]:
+        if before + APART <= cut < len(prompt) or cut == len(prompt):
+            ends += [*range(ends[-1] + most, cut, most), cut]
+            before = cut
+    return [tuple(prompt[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:

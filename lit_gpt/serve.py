@@ -82,13 +82,22 @@ def serve(settings: Serve) -> None:
             raise UserError("--prompt_style trained: nothing is known of this model's; name one, such as alpaca")
     with _listen(settings.host, settings.port) as listener:
         device = default_device()
-        options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
-        model = load_gpt(folder, DTYPES[settings.precision], **options)
-        for_decoding(model)
-        rows = settings.batch_size or _fitting(model, length, device)
-        engine = Engine(model, rows, length, settings.queue_size)
+
+        def build() -> Engine:
+            options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
+            model = load_gpt(folder, DTYPES[settings.precision], **options)
+            for_decoding(model)
+            rows = settings.batch_size or _fitting(model, length, device)
+            try:
+                return Engine(model, rows, length, settings.queue_size)
+            except torch.OutOfMemoryError as error:
+                raise UserError("--batch_size: the KV cache does not fit; take fewer rows") from error
+
+        engine = Engine.started(build)
+        rows = engine.most_rows
         service = Service(engine, folder, style, settings.cut and CUTS[settings.cut])
         about = {"model": str(folder), "finetuned": settings.finetuned and str(settings.finetuned)}
+        about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         app = build_app(service, settings.timeout, about)
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -103,10 +112,7 @@ def serve(settings: Serve) -> None:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, int(settings.timeout))
         )
-        try:
-            Server(config).run(sockets=[listener])
-        except torch.OutOfMemoryError as error:
-            raise UserError("--batch_size: the KV cache does not fit; take fewer rows") from error
+        Server(config).run(sockets=[listener])
 
 
 def tell(text: str) -> None:
