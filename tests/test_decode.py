@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_gpt import GPT, Config
-from lit_gpt.attention import KVCache
+from lit_gpt.attention import KVCache, Look, sdpa
 from lit_gpt.decode import Rows, Sampling, complete, kernels_for
 from lit_gpt.settings import UserError
 
@@ -213,3 +213,20 @@ def test_a_step_with_positions_asks_the_host_for_nothing(model: GPT) -> None:
             for _ in range(3):
                 rows.step()
     assert rows.position_B.tolist() == [len(prompt) + 3 for prompt in PROMPTS]
+
+
+def test_one_token_of_16_bits_sees_keys_that_are_widened() -> None:
+    """On a CPU the attention of one row is float32's, over the keys as they are kept, row after row of one memory."""
+    torch.manual_seed(0)
+    config = Config("llama", block_size=64, padded_vocab_size=9, n_layer=1, n_head=4, n_embd=32, intermediate_size=8)
+    whole, look = KVCache(config, 2, 64, "cpu", torch.bfloat16), Look(scale=0.3)
+    for number, length in ((0, 40), (1, 7), (0, 1)):
+        cache = whole.row(number)
+        cache.begin(torch.zeros(1, length, dtype=torch.int64), None)
+        q, k, v = torch.randn(3, 1, 4, length, 8, dtype=torch.bfloat16)
+        cache.attend(0, q, k, v, look)
+        cache.begin(torch.zeros(1, 1, dtype=torch.int64), None)
+        q, own_k, own_v = torch.randn(3, 1, 4, 1, 8, dtype=torch.bfloat16)
+        found = cache.attend(0, q, own_k, own_v, look)
+        keys, values = (torch.cat(pair, 2).float() for pair in ((k, own_k), (v, own_v)))
+        assert torch.equal(found, sdpa(q.float(), keys, values, look).bfloat16())
