@@ -1,6 +1,6 @@
 # make quickstart   the whole guide on a small embedded model, no GPU, no account
 # make test         lint and all tests
-# make test-faults  the tests that kill, damage and fuzz, with many more cases: six minutes
+# make test-faults  the tests that kill, damage and fuzz, with many more cases: ten minutes
 
 PYTHON ?= python3
 VENV := .venv
