@@ -208,6 +208,8 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
     assert "- rows: 24" in data
     assert "CC-BY-SA-3.0" in data
     assert f"{BASE} (https://huggingface.co/{BASE}); licence: apache-2.0" in whose
+    commands = re.findall(r"^.*submission/verify.py.*", (bundle / "SUBMISSION.md").read_text(), re.MULTILINE)
+    assert all(line.startswith("PYTHONPATH=. ") for line in commands)  # the package is nowhere else
     lines = (bundle / "requirements.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
     names = {line.partition("==")[0] for line in lines}
@@ -255,6 +257,12 @@ def test_nothing_but_an_earlier_bundle_is_replaced(
     assert (tmp_path / "link").is_symlink()
     assert not (bundle / "model/old").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "link", "own"}
+
+
+def test_the_next_command_can_be_copied(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "a bundle"
+    assert prepare(bundle) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == str(bundle)
 
 
 def test_one_writes_at_a_time(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,6 +467,18 @@ def test_what_the_run_was_made_with_must_be_there(
         command("prepare submission", "--checkpoint_dir", CHECKPOINT, "--track", "3090", "--out_dir", tmp_path / "x")
         == 2
     )
+    assert not (tmp_path / "x").exists()
+
+
+def test_damaged_weights_are_not_handed_in(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut short, and something else of that name."""
+    damaged = shutil.copytree(CHECKPOINT, tmp_path / "open_llama_3b")
+    weights = damaged / "lit_model.pth"
+    for content in (weights.read_bytes()[:100_000], b"hello"):
+        weights.write_bytes(content)
+        flags = ["--checkpoint_dir", damaged, "--track", "a100", "--out_dir", tmp_path / "x"]
+        assert command("prepare submission", *flags) == 2
+        assert "lit_model.pth is damaged" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

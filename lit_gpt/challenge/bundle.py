@@ -15,6 +15,7 @@ import importlib.metadata
 import io
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -86,9 +87,12 @@ def prepare_submission(settings: Submission) -> None:
     Raises:
         UserError: a rule is broken and not allowed to be, a file is missing, or the folder cannot be written.
     """
+    from lit_gpt.checkpoint import prove_weights
+
     s, card = settings, CARDS[settings.track]
     out = _checked_out_dir(s)
     model = Model(s.checkpoint_dir)
+    prove_weights(model.folder)
     what = tuned(s.finetuned, model)
     served = (referenced if s.weights == "reference" else copied)(model.folder, "model")
     again = None
@@ -137,7 +141,7 @@ def prepare_submission(settings: Submission) -> None:
     print(f"rules     {len(RULES) - len(broken)} of {len(RULES)} kept{allowed}")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"wrote     {s.out_dir}: {size_text(size)}")
-    print(f"next      python submission/verify.py --bundle_dir {s.out_dir}")
+    print(f"next      python submission/verify.py --bundle_dir {shlex.quote(str(s.out_dir))}")
 
 
 def _checked_out_dir(s: Submission) -> Path:
@@ -314,7 +318,7 @@ def _attribution(model: Model, again: Training | None) -> str:
     lines = ["# Attribution", "", "- Code: Lit-GPT, Apache-2.0 (`LICENSE`); packages: `requirements.txt`."]
     lines.append(f"- Base model: {where}; licence: {licence}.")
     for found in again.data if again else []:
-        lines.append(f"- Data: {found.name}, {found.place or 'our own'}; licence: {found.licence or 'unknown'}.")
+        lines.append(f"- Data: {found.name}, {found.place or 'in this bundle'}; licence: {found.licence or 'unknown'}.")
     return "\n".join([*lines, ""])
 
 
@@ -339,10 +343,10 @@ SERVE = """
 ```sh
 docker build -t submission .
 docker run --gpus all -p 8080:80 submission
-python submission/verify.py --url http://localhost:8080
+PYTHONPATH=. python submission/verify.py --url http://localhost:8080  # needs jsonargparse and pyyaml
 ```
 
-Without Docker, in this folder: `PYTHONPATH=. python submission/serve.py --config serve.yaml`.
+Without Docker: `pip install -r requirements.txt`, then `PYTHONPATH=. python submission/serve.py --config serve.yaml`.
 """
 TRAIN = """
 ## Train again
