@@ -263,6 +263,8 @@ def test_the_next_command_can_be_copied(here: Path, tmp_path: Path, capsys: pyte
     bundle = tmp_path / "a bundle"
     assert prepare(bundle) == 0
     assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == str(bundle)
+    for name in ("Dockerfile.train", "SUBMISSION.md"):
+        assert '-v "$PWD/retrained:/submission/out" train' in (bundle / name).read_text()
 
 
 def test_one_writes_at_a_time(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,7 +282,7 @@ def _dockerfile_train(again: Training) -> str:
         [
             "# Repeats the finetuning; what is trained goes to /submission/out, here the folder retrained/:",
             "#   docker build -f Dockerfile.train -t train .",
-            "#   docker run --gpus all -v $PWD/retrained:/submission/out train",
+            '#   docker run --gpus all -v "$PWD/retrained:/submission/out" train',
             *_beginning(),
             *(f"COPY {name} {name}" for name in ("lit_gpt", "scripts", "finetune")),
             *again.base.steps,
@@ -343,7 +343,7 @@ SERVE = """
 ```sh
 docker build -t submission .
 docker run --gpus all -p 8080:80 submission
-PYTHONPATH=. python submission/verify.py --url http://localhost:8080  # needs jsonargparse and pyyaml
+PYTHONPATH=. python submission/verify.py --url http://localhost:8080  # needs jsonargparse[signatures] and pyyaml
 ```
 
 Without Docker: `pip install -r requirements.txt`, then `PYTHONPATH=. python submission/serve.py --config serve.yaml`.
@@ -353,7 +353,7 @@ TRAIN = """
 
 ```sh
 docker build -f Dockerfile.train -t train .
-docker run --gpus all -v $PWD/retrained:/submission/out train
+docker run --gpus all -v "$PWD/retrained:/submission/out" train
 ```
 
 The run took {seconds:,.0f} s on {hardware}, with seed {seed} (`train/run.json`, `train/metrics.csv`).
