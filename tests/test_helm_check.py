@@ -136,6 +136,8 @@ def test_without_helm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     no_packages.chmod(0o755)
     assert command("helm check", "--local_data", tmp_path, "--helm_python", no_packages) == 2
     assert "has no crfm-helm; python -m venv helm && helm/bin/pip install crfm-helm==" in capsys.readouterr().err
+    assert command("helm check", "--local_data", tmp_path, "--helm_python", "/bin/true") == 2
+    assert "/bin/true has no crfm-helm" in capsys.readouterr().err
 
 
 def test_a_server_that_fails(

@@ -29,7 +29,7 @@ from lit_gpt.challenge.cards import CARDS, outlook, serving
 from lit_gpt.challenge.rules import RULES, DataSet, Entry, Finding
 from lit_gpt.checkpoint import load_gpt, read_finetuned
 from lit_gpt.config import Config
-from lit_gpt.files import read_json, sha256, write_json
+from lit_gpt.files import locked, read_json, sha256, write_json
 from lit_gpt.finetune import Finetune
 from lit_gpt.methods import LoRA
 
@@ -208,6 +208,8 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
     assert "- rows: 24" in data
     assert "CC-BY-SA-3.0" in data
     assert f"{BASE} (https://huggingface.co/{BASE}); licence: apache-2.0" in whose
+    commands = re.findall(r"^.*submission/verify.py.*", (bundle / "SUBMISSION.md").read_text(), re.MULTILINE)
+    assert all(line.startswith("PYTHONPATH=. ") for line in commands)  # the package is nowhere else
     lines = (bundle / "requirements.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
     names = {line.partition("==")[0] for line in lines}
@@ -230,6 +232,65 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(
     assert "is something else than an earlier bundle" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert prepare(tmp_path / "file") == 2
+
+
+def test_nothing_but_an_earlier_bundle_is_replaced(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of somebody's with a SUBMISSION.md; what was trained again; what the bundle is made from; links."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/SUBMISSION.md").write_text("mine")
+    assert prepare(tmp_path / "own") == 2
+    assert "is something else than an earlier bundle" in capsys.readouterr().err
+    bundle = tmp_path / "bundle"
+    assert prepare(bundle) == 0
+    (bundle / "retrained").mkdir()
+    assert prepare(bundle) == 2
+    assert "holds retrained; move that away" in capsys.readouterr().err
+    (bundle / "retrained").rmdir()
+    assert prepare(bundle, lora=str(bundle / "finetuned")) == 2
+    assert "is made from" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("bundle")
+    (bundle / "model/old").write_text("")
+    assert prepare(tmp_path / "link") == 0
+    assert prepare(bundle / "train/..") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert not (bundle / "model/old").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "link", "own"}
+
+
+def test_the_next_command_can_be_copied(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "a bundle"
+    assert prepare(bundle) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-1] == str(bundle)
+    for name in ("Dockerfile.train", "SUBMISSION.md"):
+        assert '-v "$PWD/retrained:/submission/out" train' in (bundle / name).read_text()
+
+
+def test_one_writes_at_a_time(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(tmp_path / ".bundle.lock", "locked"):
+        assert prepare(tmp_path / "bundle") == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_earlier_bundle_stays_if_the_new_one_cannot_take_its_place(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    assert prepare(bundle) == 0
+    (bundle / "model/old").write_text("")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == ".bundle.new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert prepare(bundle) == 130
+    assert (bundle / "model/old").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
 
 
 def test_merged_weights(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -394,6 +455,9 @@ def test_what_the_run_was_made_with_must_be_there(
     write_json("out/changed/run.json", {"settings": {}})
     assert prepare(tmp_path / "x", lora="out/changed") == 2
     assert "is not what a finetuning run writes" in capsys.readouterr().err
+    for changes in ({"seconds": None}, {"tokens": "many"}):
+        assert "is not what a finetuning run writes" in told(result=changes)
+    assert "its settings are not those of a run" in told(settings={"max_steps": "many"})
     Path("out/changed/run.json").unlink()
     assert prepare(tmp_path / "x", lora="out/changed") == 2
     assert "hours: no run.json beside what was trained" in capsys.readouterr().err
@@ -408,6 +472,18 @@ def test_what_the_run_was_made_with_must_be_there(
     assert not (tmp_path / "x").exists()
 
 
+def test_damaged_weights_are_not_handed_in(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut short, and something else of that name."""
+    damaged = shutil.copytree(CHECKPOINT, tmp_path / "open_llama_3b")
+    weights = damaged / "lit_model.pth"
+    for content in (weights.read_bytes()[:100_000], b"hello"):
+        weights.write_bytes(content)
+        flags = ["--checkpoint_dir", damaged, "--track", "a100", "--out_dir", tmp_path / "x"]
+        assert command("prepare submission", *flags) == 2
+        assert "lit_model.pth is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_settings_of_the_server(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("checkpoint_dir: elsewhere\nport: 8090\nbatch_size: 4\nquantize: torch.int8\n")
@@ -416,7 +492,14 @@ def test_settings_of_the_server(here: Path, tmp_path: Path, capsys: pytest.Captu
     assert (settings["batch_size"], settings["quantize"], settings["cut"]) == (4, "torch.int8", None)
     assert settings["checkpoint_dir"] == "model"
     assert "port" not in settings
-    for text, said in {"batch: 8": "own.yaml:1: unknown key 'batch'", "- a": "not a list", "cut: 3": "--cut"}.items():
+    own.write_text("max_seq_length: 100\nprompt_style: trained\n")
+    assert prepare(tmp_path / "bundle", "--serve_config", own) == 0
+    report = (tmp_path / "bundle/SUBMISSION.md").read_text()
+    assert "for 100 tokens; longer prompts lose their beginning" in report
+    (tmp_path / "style.jinja").write_text("{{ messages[0]['content'] }}")
+    wrong = {"batch: 8": "own.yaml:1: unknown key 'batch'", "- a": "not a list", "cut: 3": "--cut"}
+    wrong |= {"prompt_style: alpace": "alpaca", f"prompt_style: {tmp_path}/style.jinja": "which the container lacks"}
+    for text, said in wrong.items():
         own.write_text(text)
         assert prepare(tmp_path / "x", "--serve_config", own) == 2
         assert said in capsys.readouterr().err

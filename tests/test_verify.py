@@ -14,7 +14,7 @@ from conftest import command
 from fake_submission import DEFECTS, FakeSubmission
 
 from lit_gpt.challenge.checks import CHECKS
-from lit_gpt.challenge.client import WINDOW, Client
+from lit_gpt.challenge.client import WINDOW, Client, Failure
 from lit_gpt.challenge.properties import PROPERTIES
 
 FOUND = {
@@ -121,6 +121,23 @@ def test_whatever_a_server_answers_is_found_out(value: object, capsys: pytest.Ca
     assert tried(shown.out).keys() == {*CHECKS, *PROPERTIES}
 
 
+def test_what_is_no_submission(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another server at the port: no property holds of answers that never came."""
+    fake = FakeSubmission()
+    fake.answer = lambda path, asked: (501, None)
+    with fake as url:
+        assert command("verify", "--url", url, "--timeout", 20, "--clients", 4) == 1
+    found = tried(capsys.readouterr().out)
+    assert {found[title] for title in PROPERTIES} == {"warn"}
+
+
+def test_a_server_that_is_gone_when_a_client_hangs_up() -> None:
+    with FakeSubmission() as url:
+        pass
+    with pytest.raises(Failure, match="does not take a request"):
+        Client(url, 5).leave({"prompt": "x"})
+
+
 def test_the_request_of_a_failure_can_be_sent_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     with FakeSubmission("window", "probabilities") as url:
@@ -158,6 +175,9 @@ def test_helm_cuts_a_prompt_so() -> None:
         (["--bundle_dir", "nowhere"], "--bundle_dir nowhere: no serve.yaml"),
         (["--clients", "0"], "--clients: must be at least 1"),
         (["--timeout", "0"], "--timeout: must be above 0"),
+        (["--url", f"http://{'a' * 70}.de"], "--url: expected an address"),
+        (["--url", "http://[::1]:1", "--save_filepath", "/proc/x/y"], "--save_filepath /proc/x: cannot write there"),
+        (["--url", "http://[::1]:1"], "nothing listens"),
     ],
 )
 def test_errors(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import importlib.metadata
 import io
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +28,7 @@ from lit_gpt.challenge.cards import CARDS, Serving, serving
 from lit_gpt.challenge.rules import RULES, Entry, Finding, findings
 from lit_gpt.challenge.training import Training, training
 from lit_gpt.challenge.weights import Files, Model, Part, Tuned, copied, referenced, tuned
-from lit_gpt.files import results_folder, size_text, write_text
+from lit_gpt.files import locked, results_folder, size_text, write_text
 from lit_gpt.merge import Merge, merge_lora
 from lit_gpt.methods import Trained
 from lit_gpt.serve import Serve
@@ -36,8 +37,12 @@ from lit_gpt.settings import UserError, did_you_mean, one_line, parse
 ROOT = Path(__file__).parents[2]
 CODE = ("lit_gpt", "scripts", "finetune", "submission")
 ABOUT = ("pyproject.toml", "README.md", "LICENSE")
-MARK = "SUBMISSION.md"
+MARKS = ("SUBMISSION.md", "Dockerfile", "serve.yaml")
 """What an earlier bundle is known by."""
+NAMES = {*CODE, *ABOUT, *MARKS, "Dockerfile.train", "requirements.txt", "DATA.md", "ATTRIBUTION.md"} | {
+    *("model", "base", "finetuned", "train")
+}
+"""All that a bundle holds; anything else is somebody's work."""
 MOST_ROWS = 30
 """Requests that the evaluation has under way at once."""
 
@@ -82,9 +87,12 @@ def prepare_submission(settings: Submission) -> None:
     Raises:
         UserError: a rule is broken and not allowed to be, a file is missing, or the folder cannot be written.
     """
+    from lit_gpt.checkpoint import prove_weights
+
     s, card = settings, CARDS[settings.track]
-    _check_out_dir(s.out_dir)
+    out = _checked_out_dir(s)
     model = Model(s.checkpoint_dir)
+    prove_weights(model.folder)
     what = tuned(s.finetuned, model)
     served = (referenced if s.weights == "reference" else copied)(model.folder, "model")
     again = None
@@ -95,9 +103,13 @@ def prepare_submission(settings: Submission) -> None:
             if s.data_url and not found.place:
                 found.urls = [s.data_url]
     config, needed = _serve_settings(s, model, what, served.folder)
-    files = {**_code(s.out_dir), **({} if s.merge else served.files | what.files)}
+    files = {**_code(out), **({} if s.merge else served.files | what.files)}
     if again:
         files |= {**again.base.files, **again.files}
+    if inside := [path for path in files.values() if isinstance(path, Path) and path.resolve().is_relative_to(out)]:
+        raise UserError(
+            f"--out_dir {s.out_dir} would be replaced, but the bundle is made from {inside[0]}; choose another"
+        )
     files["serve.yaml"] = "# Settings of submission/serve.py; flags win.\n" + yaml.safe_dump(config, sort_keys=False)
     parquet = any(file["file"].endswith(".parquet") for found in (again.data if again else []) for file in found.files)
     files["requirements.txt"] = _requirements(["pyarrow"] if parquet else [])
@@ -122,19 +134,36 @@ def prepare_submission(settings: Submission) -> None:
     )
     found = findings(entry)
     _refuse(found, s.allow)
-    files[MARK] = _report(entry, found)
-    _write(files, s)
+    files["SUBMISSION.md"] = _report(entry, found)
+    _write(files, s, out)
     broken = [name for name in found if not all(finding.kept for finding in found[name])]
     allowed = f"; allowed: {', '.join(broken)}" if broken else ""
     print(f"rules     {len(RULES) - len(broken)} of {len(RULES)} kept{allowed}")
-    size = sum(path.stat().st_size for path in s.out_dir.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"wrote     {s.out_dir}: {size_text(size)}")
-    print(f"next      python submission/verify.py --bundle_dir {s.out_dir}")
+    print(f"next      python submission/verify.py --bundle_dir {shlex.quote(str(s.out_dir))}")
 
 
-def _check_out_dir(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
-        raise UserError(f"--out_dir {out} is something else than an earlier bundle; choose another folder")
+def _checked_out_dir(s: Submission) -> Path:
+    """Where the bundle goes, without links and dots.
+
+    Raises:
+        UserError: something is there that must not be lost.
+    """
+    out = s.out_dir.resolve()
+    found = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if (out.exists() and not out.is_dir()) or (found and not all((out / name).is_file() for name in MARKS)):
+        raise UserError(f"--out_dir {s.out_dir} is something else than an earlier bundle; choose another folder")
+    if more := sorted({*found} - NAMES):
+        raise UserError(
+            f"--out_dir {s.out_dir} would be replaced, but holds {more[0]}; move that away, or choose another"
+        )
+    for path in (s.checkpoint_dir, s.finetuned, s.serve_config, ROOT):
+        if path and path.resolve().is_relative_to(out):
+            raise UserError(
+                f"--out_dir {s.out_dir} would be replaced, but the bundle is made from {path}; choose another"
+            )
+    return out
 
 
 def _refuse(found: dict[str, list[Finding]], allowed: list[str]) -> None:
@@ -160,6 +189,7 @@ def _serve_settings(s: Submission, model: Model, what: Tuned, folder: str) -> tu
     """
     argv = ["--config", str(s.serve_config)] if s.serve_config else ["--cut", "blank_line"]
     (own,) = parse([*argv, "--checkpoint_dir", folder], [Serve], "", "")
+    _check_style(own.prompt_style, s, model)
     length = min(own.max_seq_length, model.config.block_size)
     tuned_in, tuned_size = (None, 0) if s.merge else (what.quantize, what.size)
     kind = own.quantize or tuned_in
@@ -171,12 +201,28 @@ def _serve_settings(s: Submission, model: Model, what: Tuned, folder: str) -> tu
     return {**places, **config}, needed
 
 
+def _check_style(name: str | None, s: Submission, model: Model) -> None:
+    """Raises UserError if the server would not know a prompt style, or not have its file."""
+    from lit_gpt.checkpoint import style_of
+
+    if name is None:
+        return
+    if Path(name).is_file():
+        raise UserError(
+            f"--serve_config: prompt_style {name} is a file, which the container lacks; write its text there"
+        )
+    if style_of(model.folder, s.finetuned, None if name == "trained" else name) is None:
+        raise UserError(
+            "--serve_config: prompt_style trained: nothing is known of this model's; name one, such as alpaca"
+        )
+
+
 def _code(out: Path) -> Files:
     """The toolkit's own files that a container needs, without a bundle among them."""
     if not (ROOT / "scripts").is_dir():
         raise UserError(f"there are no launchers beside {ROOT}; run this command from a clone of the repository")
     paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
-    paths = [path for path in paths if not path.is_relative_to(out.absolute())]
+    paths = [path for path in paths if not path.resolve().is_relative_to(out)]
     kept = [path for path in paths if path.suffix != ".pyc" and not path.name.startswith(".")]
     return {str(path.relative_to(ROOT)): path for path in [*kept, *(ROOT / name for name in ABOUT)]}
 
@@ -236,7 +282,7 @@ def _dockerfile_train(again: Training) -> str:
         [
             "# Repeats the finetuning; what is trained goes to /submission/out, here the folder retrained/:",
             "#   docker build -f Dockerfile.train -t train .",
-            "#   docker run --gpus all -v $PWD/retrained:/submission/out train",
+            '#   docker run --gpus all -v "$PWD/retrained:/submission/out" train',
             *_beginning(),
             *(f"COPY {name} {name}" for name in ("lit_gpt", "scripts", "finetune")),
             *again.base.steps,
@@ -272,7 +318,7 @@ def _attribution(model: Model, again: Training | None) -> str:
     lines = ["# Attribution", "", "- Code: Lit-GPT, Apache-2.0 (`LICENSE`); packages: `requirements.txt`."]
     lines.append(f"- Base model: {where}; licence: {licence}.")
     for found in again.data if again else []:
-        lines.append(f"- Data: {found.name}, {found.place or 'our own'}; licence: {found.licence or 'unknown'}.")
+        lines.append(f"- Data: {found.name}, {found.place or 'in this bundle'}; licence: {found.licence or 'unknown'}.")
     return "\n".join([*lines, ""])
 
 
@@ -297,17 +343,17 @@ SERVE = """
 ```sh
 docker build -t submission .
 docker run --gpus all -p 8080:80 submission
-python submission/verify.py --url http://localhost:8080
+PYTHONPATH=. python submission/verify.py --url http://localhost:8080  # needs jsonargparse[signatures] and pyyaml
 ```
 
-Without Docker, in this folder: `PYTHONPATH=. python submission/serve.py --config serve.yaml`.
+Without Docker: `pip install -r requirements.txt`, then `PYTHONPATH=. python submission/serve.py --config serve.yaml`.
 """
 TRAIN = """
 ## Train again
 
 ```sh
 docker build -f Dockerfile.train -t train .
-docker run --gpus all -v $PWD/retrained:/submission/out train
+docker run --gpus all -v "$PWD/retrained:/submission/out" train
 ```
 
 The run took {seconds:,.0f} s on {hardware}, with seed {seed} (`train/run.json`, `train/metrics.csv`).
@@ -331,31 +377,41 @@ def _report(entry: Entry, found: dict[str, list[Finding]]) -> str:
     return text
 
 
-def _write(files: Files, s: Submission) -> None:
+def _write(files: Files, s: Submission, out: Path) -> None:
     """Writes the bundle beside its place; it takes its name when it is whole, and an earlier one goes."""
-    new, old = (s.out_dir.with_name(f".{s.out_dir.name}.{kind}") for kind in ("new", "old"))
-    results_folder(s.out_dir.parent)
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    if (need := sum(p.stat().st_size for p in files.values() if isinstance(p, Path))) > shutil.disk_usage(
-        new.parent
-    ).free:
+    new, old, lock = (out.with_name(f".{out.name}.{kind}") for kind in ("new", "old", "lock"))
+    results_folder(out.parent)
+    with locked(lock, f"another process is writing {s.out_dir}; wait for it or choose another --out_dir"):
+        try:
+            _write_new(files, s, new)
+            if out.is_dir():
+                out.rename(old)
+            try:
+                new.rename(out)
+            except BaseException:
+                if old.is_dir() and not out.exists():
+                    old.rename(out)
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _write_new(files: Files, s: Submission, new: Path) -> None:
+    """Writes the bundle to the folder `new`."""
+    shutil.rmtree(new, ignore_errors=True)
+    need = sum(path.stat().st_size for path in files.values() if isinstance(path, Path))
+    if need > shutil.disk_usage(new.parent).free:
         raise UserError(f"the bundle takes {size_text(need)}; free some space, or choose another --out_dir")
-    try:
-        for place, content in files.items():
-            target = new / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, str):
-                write_text(target, content)
-            else:
-                shutil.copyfile(content, target)
-        if s.merge:
-            with contextlib.redirect_stderr(io.StringIO()) as said:
-                merge_lora(Merge(s.checkpoint_dir, s.finetuned, new / "model"))
-            print(said.getvalue().partition("next: ")[0].replace(str(new), str(s.out_dir)), end="", file=sys.stderr)
-        if s.out_dir.is_dir():
-            s.out_dir.rename(old)
-        new.rename(s.out_dir)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    for place, content in files.items():
+        target = new / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            write_text(target, content)
+        else:
+            shutil.copyfile(content, target)
+    if s.merge:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            merge_lora(Merge(s.checkpoint_dir, s.finetuned, new / "model"))
+        print(said.getvalue().partition("next: ")[0].replace(str(new), str(s.out_dir)), end="", file=sys.stderr)

@@ -122,6 +122,8 @@ class Serving:
     """Keys and values of one row, in GB."""
     rest: float
     """Activations of a whole prompt, and logits."""
+    length: int
+    """Tokens of a row."""
 
     def total(self, rows: int) -> float:
         """With so many rows."""
@@ -150,6 +152,7 @@ def serving(config: "Config", precision: str, quantize: str | None, length: int,
         weights=(needed.weights + tuned) / 1e9,
         cache=cache / 1e9,
         rest=length * (needed.block + (size + 4) * config.padded_vocab_size) / 1e9,
+        length=length,
     )
 
 

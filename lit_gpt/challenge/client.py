@@ -226,8 +226,11 @@ class Client:
         """Sends a request and hangs up before the answer."""
         address, data = urlsplit(self.url), json.dumps(asked).encode()
         head = f"POST {address.path}/process HTTP/1.1\r\nHost: {address.hostname}\r\nContent-Type: application/json\r\n"
-        with socket.create_connection((address.hostname, address.port or 80), self.timeout) as connection:
-            connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        try:
+            with socket.create_connection((address.hostname, address.port or 80), self.timeout) as connection:
+                connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        except OSError as error:
+            raise Failure(f"does not take a request ({error})", Request("POST", "/process", data)) from error
 
 
 def _tokenize(text: str, truncation: bool, max_length: int) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def find_helm(python: Path | None) -> str:
         found = subprocess.run([program, "-c", code], capture_output=True, text=True)
     except OSError as error:
         raise UserError(f"--helm_python {python}: cannot start it ({error.strerror}); name a Python") from error
-    if found.returncode:
+    if found.returncode or not found.stdout.strip():
         make = f"python -m venv helm && helm/bin/pip install crfm-helm=={VERSION}"
         raise UserError(f"{program} has no crfm-helm; {make}, then --helm_python helm/bin/python")
     if found.stdout.strip() != VERSION:

@@ -196,7 +196,8 @@ def memory(entry: Entry) -> Iterator[Finding]:
     yield Finding(
         fits,
         f"serving takes {needed.total(rows):.1f} of {most:.1f} GB on the {entry.card.name}: {needed.weights:.1f} of "
-        f"weights, {rows} x {needed.cache:.2f} of keys and values for {LONGEST:,} tokens"
+        f"weights, {rows} x {needed.cache:.2f} of keys and values for {needed.length:,} tokens"
+        + ("" if needed.length >= LONGEST else "; longer prompts lose their beginning")
         + ("" if fits else "; serve fewer rows at once or quantize (--serve_config)"),
     )
     if entry.training:

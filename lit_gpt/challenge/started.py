@@ -88,6 +88,7 @@ def checked_url(url: str | None, bundle_dir: Path | None) -> str | None:
     try:
         address = urlsplit(url)
         good = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        (address.hostname or "").encode("idna")
     except ValueError:
         good = False
     if not good:

@@ -85,7 +85,12 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
     for known_file in ("run.json", "metrics.csv"):
         if (folder / known_file).is_file():
             files[f"train/{known_file}"] = folder / known_file
-    chosen = Finetune(**{key: value for key, value in config.items() if key in known})
+    try:
+        chosen = Finetune(**{key: value for key, value in config.items() if key in known})
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'run.json'}: its settings are not those of a run ({error}); bring it back"
+        ) from error
     seen = outlook(card, chosen, restore(run["method"]), model.config)
     if config.get("compile"):
         steps.insert(0, "RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev")

@@ -15,7 +15,7 @@ from lit_gpt.challenge.checks import CHECKS, Trial
 from lit_gpt.challenge.client import GREEDY, SHAPES, Client, Doubt, Failure
 from lit_gpt.challenge.properties import PROPERTIES, fields, is_finite
 from lit_gpt.challenge.started import GRACE, Started, checked_url, listens
-from lit_gpt.files import write_json
+from lit_gpt.files import results_folder, write_json
 from lit_gpt.settings import Stopped, UserError, at_least, one_line
 
 COLOURS = {"pass": "\033[32m", "warn": "\033[33m", "FAIL": "\033[31m"}
@@ -110,6 +110,8 @@ def holds(title: str, trial: Trial) -> str:
     wrong, answers = PROPERTIES[title], trial.client.answers
     if wrong is not fields:
         answers = [reply for reply in answers if not fields(reply) and (wrong is is_finite or not is_finite(reply))]
+    if not answers:
+        raise Doubt("no answer to look at")
     found = [(reply, problem) for reply in answers if (problem := wrong(reply))]
     if found:
         shortest, problem = min(found, key=lambda pair: len(pair[0].request.body or b""))
@@ -123,6 +125,8 @@ def verify(settings: Verify) -> None:
     Raises:
         UserError: there is no server, or no bundle that starts one.
     """
+    if settings.save_filepath is not None:
+        results_folder(settings.save_filepath.parent, "--save_filepath")
     with contextlib.ExitStack() as stack:
         server = None
         if settings.url is None:

@@ -173,6 +173,18 @@ def tuned(path: Path | None, model: Model) -> Tuned:
     return found
 
 
+NEEDED = {
+    ("settings", "data_dir"): str,
+    ("settings", "seed"): int,
+    ("base", "checkpoint_dir"): str,
+    ("data", "train.pt"): str,
+    ("data", "test.pt"): str,
+    ("result", "seconds"): float | int,
+    ("result", "tokens"): int,
+}
+"""What a bundle takes from a `run.json`: part and key -> kind."""
+
+
 def _with_run(found: Tuned, file: Path) -> Tuned:
     """Adds the `run.json` of what a run wrote; that of a checkpoint is one folder up.
 
@@ -183,7 +195,9 @@ def _with_run(found: Tuned, file: Path) -> Tuned:
         if (folder / "run.json").is_file():
             found.run, found.folder = read_json(folder / "run.json"), folder
             parts = ("settings", "method", "base", "data", "result")
-            if not isinstance(found.run, dict) or not all(isinstance(found.run.get(part), dict) for part in parts):
+            known = isinstance(found.run, dict) and all(isinstance(found.run.get(part), dict) for part in parts)
+            known = known and isinstance(found.run.get("hardware"), str)
+            if not known or not all(isinstance(found.run[part].get(key), kind) for (part, key), kind in NEEDED.items()):
                 raise UserError(f"{folder / 'run.json'} is not what a finetuning run writes; bring that one back")
             break
     return found
