@@ -348,6 +348,17 @@ def test_the_loop_survives_what_is_wrong_with_itself(monkeypatch: pytest.MonkeyP
     engine.close()
 
 
+def test_a_number_of_tokens_that_seldom_gives_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, logits, sizes = [], GPT.logits, batching.like_sizes(make(), 64)
+
+    def seldom(model: GPT, x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.size(1))
+        return logits(model, x) + (calls.count(sizes[0]) == 40 and x.size(1) == sizes[0])
+
+    monkeypatch.setattr(GPT, "logits", seldom)
+    assert batching.like_sizes(make(), 64) == sizes[1:]
+
+
 def test_a_first_engine_leaves_the_model_as_it_was() -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
