@@ -22,6 +22,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from lit_gpt.batching import Engine, Job, Refused, Token
 from lit_gpt.decode import Sampling
@@ -32,7 +33,10 @@ from lit_gpt.tokenizer import Tokenizer
 
 BODY = 4 << 20
 """Bytes that a request may have: more than any prompt that fits, less than what could harm."""
+ARRIVES = 60.0
+"""Seconds in which all of a request must have come."""
 MOST_SAMPLES = 64
+MOST_STOPS = 1000
 MOST_LIKELIEST = 100
 GREEDY = 1e-6
 """Temperatures up to it take the likeliest token: HELM sends 1e-7 for 0."""
@@ -55,7 +59,7 @@ class Process(_Body):
     temperature: float = Field(0.8, ge=0, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, ge=0, le=1)
-    stop_sequences: list[str] = []
+    stop_sequences: list[str] = Field([], max_length=MOST_STOPS)
     top_k_per_token: int = Field(1, ge=0)
     num_samples: int = Field(1, ge=1, le=MOST_SAMPLES)
     num_return_sequences: int = Field(1, ge=1, le=MOST_SAMPLES)
@@ -288,8 +292,9 @@ class Service:
 
 def is_choice(prompt: str) -> bool:
     """Whether a prompt asks for one of several answers, as HELM writes it: "A. ...", "B. ..." and a last "Answer:"."""
-    last = prompt.rstrip().rsplit("\n", 1)[-1]
-    return bool(re.search(r"^A\. .*\n(?:.*\n)*?B\. ", prompt, re.M)) and len(last) <= 40 and last.endswith(":")
+    last, first = prompt.rstrip().rsplit("\n", 1)[-1], re.search(r"^A\. .*\n", prompt, re.M)
+    options = first and re.compile(r"^B\. ", re.M).search(prompt, first.end())
+    return bool(options) and len(last) <= 40 and last.endswith(":")
 
 
 def build_app(service: Service, timeout: float, about: dict[str, Any]) -> FastAPI:
@@ -368,13 +373,23 @@ async def _read(request: Request, kind: type[B]) -> B:
     """The body of a request.
 
     Raises:
-        HTTPException: it is too long, no JSON, or not what it should be: says where.
+        HTTPException: it is too long or too slow, no JSON, or not what it should be: says where.
     """
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY:
-            raise HTTPException(413, f"the request has more than {BODY:,} bytes")
+
+    async def arrive() -> None:
+        async for part in request.stream():
+            body.extend(part)
+            if len(body) > BODY:
+                raise HTTPException(413, f"the request has more than {BODY:,} bytes")
+
+    try:
+        await asyncio.wait_for(arrive(), ARRIVES)
+    except asyncio.TimeoutError as error:
+        late = f"the request has not come within {ARRIVES:g} seconds"
+        raise HTTPException(408, late, {"Connection": "close"}) from error
+    except ClientDisconnect as error:
+        raise HTTPException(499, "the client has left") from error
     try:
         value = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
@@ -409,6 +424,7 @@ async def _done(request: Request, jobs: list[Job], timeout: float) -> None:
             pass
 
     texts = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+    texts.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits for it any more
     watch = asyncio.ensure_future(gone())
     try:
         done, _ = await asyncio.wait([texts, watch], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

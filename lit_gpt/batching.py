@@ -18,6 +18,7 @@ Shapes: N tokens of a call, A of them asked for logits, V vocabulary, K likelies
 
 import contextlib
 import copy
+import ctypes
 import itertools
 import math
 import threading
@@ -35,6 +36,8 @@ from lit_gpt.model import GPT
 
 APART = 16
 """Tokens between cuts of a prompt at least."""
+COMPARED = 1_000_000
+"""Numbers that are compared to find out whether two kernels give the same bits: in 16 bits few of them differ."""
 
 
 @dataclass
@@ -147,7 +150,7 @@ class Engine:
         """Prompt tokens that were computed, and copied, and tokens drawn, since the start."""
 
     def submit(self, *jobs: Job) -> None:
-        """Queues texts, all of them or none; from any thread.
+        """Queues texts, all of them or none; from any thread. A queue that is empty takes any number.
 
         Raises:
             Refused: the queue is full, or the engine is about to end.
@@ -158,7 +161,9 @@ class Engine:
         with self._news:
             if self._closed:
                 raise Refused("the server is shutting down")
-            if len(self.waiting) + len(jobs) > self.queue_size:
+            if len(self.waiting) + len(jobs) > self.queue_size:  # those whose clients have left hold no places
+                self.waiting = deque(job for job in self.waiting if not job.future.cancelled())
+            if self.waiting and len(self.waiting) + len(jobs) > self.queue_size:
                 raise Refused(f"{len(self.waiting)} texts are waiting already; try again later")
             self.waiting.extend(jobs)
             self._news.notify()
@@ -199,7 +204,15 @@ class Engine:
 
         thread = threading.Thread(target=work, name="engine", daemon=True)
         thread.start()
-        engine = built.result()
+        try:
+            engine = built.result()
+        except BaseException:  # also a signal's: Python aborts if it ends while a thread is in the middle of kernels
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+            while thread.is_alive():
+                if built.done() and built.exception() is None:
+                    built.result().close()
+                thread.join(0.05)
+            raise
         engine._thread = thread
         return engine
 
@@ -212,19 +225,23 @@ class Engine:
             self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        try:
+            while True:
+                with self._news:
+                    self._news.wait_for(lambda: self._closed or self.waiting or any(row.job for row in self.rows))
+                    if self._closed:
+                        break
+                try:
+                    self.step()
+                except Exception as error:  # whatever it is, the next texts are to be served
+                    for row in self.rows:
+                        if row.job:
+                            self._fail(row, error)
+        finally:  # however it ends, nobody waits for what will not come
             with self._news:
-                self._news.wait_for(lambda: self._closed or self.waiting or any(row.job for row in self.rows))
-                if self._closed:
-                    break
-            try:
-                self.step()
-            except Exception as error:  # whatever it is, the next texts are to be served
-                for row in self.rows:
-                    if row.job:
-                        self._fail(row, error)
-        for job in [*self.waiting, *(row.job for row in self.rows if row.job)]:
-            job.future.cancel()
+                self._closed = True
+            for job in [*self.waiting, *(row.job for row in self.rows if row.job)]:
+                job.future.cancel()
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -366,9 +383,10 @@ class Engine:
     def _fail(self, row: _Row, error: Exception) -> None:
         """Gives up a row's text; what it holds may be the reason, so it is wiped."""
         row.pieces = []
-        row.cache.k_LBGSD.zero_()
-        row.cache.v_LBGSD.zero_()
         self._end(row, error)
+        with contextlib.suppress(RuntimeError):  # a device that is lost: the next texts will say so
+            row.cache.k_LBGSD.zero_()
+            row.cache.v_LBGSD.zero_()
 
     def _logits(self, parts: list[_Part]) -> Tensor:
         """Logits after the tokens for which they are asked, (A, V), in float32."""
@@ -398,11 +416,11 @@ class Engine:
 def split(prompt: Sequence[int], most: int, cuts: Sequence[int]) -> list[tuple[int, ...]]:
     """A prompt's pieces: each ends at a cut, or after `most` tokens. What follows them does not change them.
 
-    Cuts that are close to the one before do not count, so that there are not too many pieces.
+    Cuts that are close to the one before do not count, so that there are not too many pieces. None is empty.
     """
     ends, before = [0], 0
-    for cut in [*cuts, len(prompt)]:
-        if before + APART <= cut < len(prompt) or cut == len(prompt):
+    for cut in [*(cut for cut in cuts if cut < len(prompt)), len(prompt)]:
+        if before + APART <= cut or cut == len(prompt):
             ends += [*range(ends[-1] + most, cut, most), cut]
             before = cut
     return [tuple(prompt[start:end]) for start, end in itertools.pairwise(ends)]
@@ -459,7 +477,9 @@ def like_sizes(model: GPT, most: int) -> list[int]:
     whole = tokenwise(0, most)
     alike = []
     for size in (1, 2, 4, 8, 12, *range(16, most, 16)):
-        starts = {at for at in (0, 1, most - size) if at + size <= most}  # the last ones may be treated in another way
+        last = most - size  # the last ones may be treated in another way
+        stride = max(1, last * size * (2 * model.config.n_embd + model.config.padded_vocab_size) // COMPARED)
+        starts = {0, 1, last, *range(0, last, stride)}
         if all(
             torch.equal(x, y[:, at : at + size])
             for at in starts

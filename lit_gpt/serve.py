@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -90,29 +91,38 @@ def serve(settings: Serve) -> None:
             rows = settings.batch_size or _fitting(model, length, device)
             try:
                 return Engine(model, rows, length, settings.queue_size)
-            except torch.OutOfMemoryError as error:
-                raise UserError("--batch_size: the KV cache does not fit; take fewer rows") from error
+            except RuntimeError as error:  # a CPU's is no OutOfMemoryError
+                if isinstance(error, torch.OutOfMemoryError) or "allocat" in str(error) or "overflow" in str(error):
+                    raise UserError("--batch_size: the KV cache does not fit; take fewer rows") from error
+                raise
 
-        engine = Engine.started(build)
-        rows = engine.most_rows
-        service = Service(engine, folder, style, settings.cut and CUTS[settings.cut])
-        about = {"model": str(folder), "finetuned": settings.finetuned and str(settings.finetuned)}
-        about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        app = build_app(service, settings.timeout, about)
-        host, port = listener.getsockname()[:2]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        with closing(Engine.started(build)) as engine:  # also after a second Ctrl-C
+            many = f"{engine.most_rows} texts at a time of {length:,} tokens"
+            service = Service(engine, folder, style, settings.cut and CUTS[settings.cut])
+            about = {"model": str(folder), "finetuned": settings.finetuned and str(settings.finetuned)}
+            about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            app = build_app(service, settings.timeout, about)
+            host, port = listener.getsockname()[:2]
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                if self.started:
-                    seconds = time.perf_counter() - began
-                    tell(f"Ready after {seconds:.1f} s: http://{address} ({rows} texts at a time of {length:,} tokens)")
+            class Server(uvicorn.Server):
+                async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                    await super().startup(sockets)
+                    if self.started:
+                        seconds = time.perf_counter() - began
+                        tell(f"Ready after {seconds:.1f} s: http://{address} ({many})")
 
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, int(settings.timeout))
-        )
-        Server(config).run(sockets=[listener])
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=max(1, int(settings.timeout)),
+            )
+            try:
+                Server(config).run(sockets=[listener])
+            except OSError as error:  # another that began at the same time listens by now
+                raise UserError(_taken(settings.host, settings.port, error)) from error
 
 
 def tell(text: str) -> None:
@@ -132,8 +142,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; take another port, or 0 for any") from error
+        raise UserError(_taken(host, port, error)) from error
     return listener
+
+
+def _taken(host: str, port: int, error: OSError) -> str:
+    return f"--host {host} --port {port}: {error.strerror}; take another port, or 0 for any"
 
 
 def _fitting(model: "GPT", length: int, device: object) -> int:

@@ -2,12 +2,14 @@
 
 import copy
 import random
+import threading
+import time
 
 import pytest
 import torch
 
 from lit_gpt import batching
-from lit_gpt.batching import Engine, Job, Refused, Token
+from lit_gpt.batching import APART, Engine, Job, Refused, Token, split
 from lit_gpt.config import Config
 from lit_gpt.decode import Sampling, complete
 from lit_gpt.model import GPT
@@ -125,6 +127,41 @@ def test_a_common_beginning_is_read_once_and_the_oldest_is_forgotten() -> None:
     assert engine.read == 55 + 25
 
 
+def test_pieces_are_few_and_what_follows_does_not_change_them() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        size, most = rng.randint(1, 300), rng.choice([8, 16, 64])
+        prompt = [rng.randrange(9) for _ in range(size)]
+        cuts = sorted(rng.sample(range(1, size + 1), rng.randint(0, size)))
+        pieces = split(prompt, most, cuts)
+        assert [i for piece in pieces for i in piece] == prompt
+        assert all(0 < len(piece) <= most for piece in pieces)
+        assert len(pieces) <= size // most + size // APART + 1
+        more = [*prompt, *range(rng.randint(1, 40))]
+        later = split(more, most, [*cuts, *(cut for cut in range(size + 1, len(more) + 1) if rng.random() < 0.3)])
+        assert later[: len(pieces) - 1] == pieces[:-1]
+
+
+def test_pieces_end_at_cuts_that_are_not_too_close() -> None:
+    prompt = list(range(100))
+    ends = {(): [64, 100], (20, 50, 60, 99): [20, 50, 99, 100], (15, 100): [64, 100], (1, 17, 33): [17, 33, 97, 100]}
+    for cuts, expected in ends.items():
+        assert [piece[-1] + 1 for piece in split(prompt, 64, cuts)] == expected
+    assert split([7], 64, [1]) == [(7,)]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_prompt_that_ends_at_a_cut_has_the_same_text_again(alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not alike:
+        monkeypatch.setattr(batching, "like_sizes", lambda *_: [])
+    model, prompts = make(), [[*range(30)], [5], [*range(20), 3, 4]]
+    engine = Engine(model, 3, 64, piece=8)
+    for _ in range(3):
+        wanted = [{"prompt": prompt, "cuts": [20, len(prompt)]} for prompt in prompts]
+        found = together(engine, wanted)
+        assert [[token.id for token in text] for text in found] == [complete(model, [p], 9)[0] for p in prompts]
+
+
 def test_the_prompts_own_logprobs() -> None:
     model, prompt = make(), make_prompts(1)[0]
     expected = model(torch.tensor([prompt])).log_softmax(-1)[0]
@@ -224,6 +261,68 @@ def test_the_queue_has_an_end_and_so_has_the_engine() -> None:
         engine.submit(job([5])[0])
 
 
+def test_an_empty_queue_takes_any_number_and_those_who_left_hold_no_place() -> None:
+    engine = Engine(make(), 1, 64, queue_size=2)
+    jobs = [job([1])[0] for _ in range(5)]
+    engine.submit(*jobs)
+    with pytest.raises(Refused, match="5 texts are waiting"):
+        engine.submit(job([2])[0])
+    for one in jobs[1:]:
+        one.future.cancel()
+    engine.submit(last := job([2])[0])
+    assert list(engine.waiting) == [jobs[0], last]
+    work(engine)
+    assert jobs[0].future.done()
+    assert last.future.result(timeout=0) is None
+
+
+def test_an_engine_that_is_given_up_while_it_is_built_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the main thread: Python aborts if it ends while another is in the middle of kernels."""
+    began = threading.Event()
+
+    def build() -> Engine:
+        began.set()
+        while True:
+            time.sleep(0.01)
+
+    def result(_: object) -> None:
+        began.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batching.Future, "result", result)
+    with pytest.raises(KeyboardInterrupt):
+        Engine.started(build)
+    assert "engine" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_nobody_waits_for_an_engine_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(make(), 1, 64)
+    monkeypatch.setattr(engine, "step", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    one = job([1])[0]
+    engine.submit(one)
+    with pytest.raises(KeyboardInterrupt):
+        engine._run()
+    assert one.future.cancelled()
+    with pytest.raises(Refused):
+        engine.submit(job([2])[0])
+
+
+def test_a_device_that_is_lost_is_told_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then not even a row can be wiped."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: the device is lost")
+
+    engine = Engine(make(), 2, 64)
+    monkeypatch.setattr(GPT, "forward", lost)
+    monkeypatch.setattr(torch.Tensor, "zero_", lost)
+    engine.start()
+    for _ in range(3):
+        engine.submit(one := job([1, 2])[0])
+        assert "lost" in str(one.future.exception(timeout=30))
+    engine.close()
+
+
 def test_the_end_gives_up_what_is_not_done() -> None:
     engine = Engine(make(), 1, 64)
     started, waiting = job([1], 60)[0], job([2])[0]
@@ -247,6 +346,17 @@ def test_the_loop_survives_what_is_wrong_with_itself(monkeypatch: pytest.MonkeyP
     engine.submit(served)
     assert served.future.result(timeout=30) is None
     engine.close()
+
+
+def test_a_number_of_tokens_that_seldom_gives_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, logits, sizes = [], GPT.logits, batching.like_sizes(make(), 64)
+
+    def seldom(model: GPT, x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.size(1))
+        return logits(model, x) + (calls.count(sizes[0]) == 40 and x.size(1) == sizes[0])
+
+    monkeypatch.setattr(GPT, "logits", seldom)
+    assert batching.like_sizes(make(), 64) == sizes[1:]
 
 
 def test_a_first_engine_leaves_the_model_as_it_was() -> None:

@@ -1,9 +1,11 @@
 """The challenge's server: what comes back over HTTP, what is refused, and how it ends."""
 
+import gc
 import http.client
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -215,6 +217,7 @@ BAD = [
     ({"prompt": "x", "max_new_tokens": -1}, 422, "max_new_tokens"),
     ({"prompt": "x", "num_samples": 10**9}, 422, "num_samples"),
     ({"prompt": "x", "stop_sequences": [1]}, 422, "stop_sequences.0"),
+    ({"prompt": "x", "stop_sequences": ["x"] * (api.MOST_STOPS + 1)}, 422, "stop_sequences"),
     ({"prompt": "x" * api.BODY}, 413, "bytes"),
 ]
 
@@ -226,6 +229,41 @@ def test_bad_requests_are_answered_in_one_line(ask: Client, body: object, status
     assert word in reply["error"]
     assert "\n" not in reply["error"]
     assert ask.process()["text"]
+
+
+def test_a_prompt_of_blank_lines_has_the_same_text_again(ask: Client) -> None:
+    for prompt in ("\n\n", "The old cat\n\n" * 9, "\n" * 50):
+        assert ask.process(prompt) == ask.process(prompt) == ask.process(prompt)
+
+
+def _post(port: int, body: bytes, length: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(b"POST /process HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + body)
+    return connection
+
+
+def test_a_body_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "ARRIVES", 0.2)
+    with _post(ask.port, b"{", 99) as slow:
+        assert b"has not come within 0.2 seconds" in b"".join(iter(lambda: slow.recv(9999), b""))
+
+
+def test_clients_that_leave_are_no_errors(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of a request, and of a reply of which several texts are on their way."""
+    running = Running(checkpoint, rows=1)
+    body = json.dumps({"prompt": PROMPT, **HELM, "max_new_tokens": 100, "num_return_sequences": 9}).encode()
+    with running as client:
+        _post(client.port, body[:-9], len(body)).close()
+        for _ in range(3):
+            left = _post(client.port, body, len(body))
+            while not any(row.job for row in running.engine.rows):
+                time.sleep(0.01)
+            left.close()
+            while (state := running.engine.state())["busy"] or state["waiting"]:
+                time.sleep(0.01)
+        assert client.process()
+        gc.collect()
+    assert not caplog.records
 
 
 def test_other_bad_requests(ask: Client) -> None:
@@ -303,6 +341,12 @@ def test_what_looks_like_a_choice(prompt: str, choice: bool) -> None:
     assert is_choice(prompt) == choice
 
 
+def test_what_looks_like_a_choice_is_soon_said() -> None:
+    began = time.perf_counter()
+    assert not is_choice("A. x\n" * 200_000 + "Answer:")
+    assert time.perf_counter() - began < 10
+
+
 @pytest.mark.parametrize(
     ("cut", "parts", "text"),
     [
@@ -365,6 +409,29 @@ def test_truncation_fits_with_every_tokenizer(checkpoint: Path, tmp_path: Path) 
                 assert len(service.tokenizer.encode(service.tokenizer.decode(ids))) <= most
 
 
+def test_a_second_ctrl_c_ends_it_at_once(checkpoint: Path) -> None:
+    flags = ["--checkpoint_dir", checkpoint, "--port", 0, "--batch_size", 2]
+    words = [sys.executable, ROOT / "submission" / "serve.py", *flags]
+    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        while "Ready" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        client = Client(int(line.split("127.0.0.1:")[1].split()[0]))
+        with ThreadPoolExecutor(1) as pool:
+            body = {"prompt": PROMPT, **HELM, "max_new_tokens": 240, "num_return_sequences": 64}
+            running = pool.submit(client, "/process", body)
+            while client("/health", method="GET")[1]["busy"] < 2:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+            assert running.exception() or running.result()[0] == 503
+        assert process.stderr.read() == "interrupted\n"
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_lets_running_requests_end(checkpoint: Path, number: int, code: int) -> None:
     flags = ["--checkpoint_dir", checkpoint, "--port", 0, "--batch_size", 2, "--precision", "32-true"]
@@ -400,6 +467,7 @@ def test_a_signal_lets_running_requests_end(checkpoint: Path, number: int, code:
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
         (["--prompt_style", "trained"], "--prompt_style trained: nothing is known"),
         (["--prompt_style", "nope"], "no prompt style 'nope'"),
+        (["--batch_size", 10**9], "--batch_size: the KV cache does not fit"),
     ],
 )
 def test_bad_settings(checkpoint: Path, capfd: pytest.CaptureFixture, flags: list, message: str) -> None:
