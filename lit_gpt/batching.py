@@ -190,7 +190,7 @@ class Engine:
         """Starts an engine that is built in its own thread, as the model should be that it gets.
 
         On a CPU every thread that calls kernels has a team of threads for them, and several teams on the same
-        processors hinder each other: with a model that was loaded elsewhere a step takes half as long again.
+        processors hinder each other: bench/NOTES.md has what that costs.
         """
         built: Future[Engine] = Future()
 

@@ -409,14 +409,24 @@ def test_truncation_fits_with_every_tokenizer(checkpoint: Path, tmp_path: Path) 
                 assert len(service.tokenizer.encode(service.tokenizer.decode(ids))) <= most
 
 
+def begun(*flags: object) -> subprocess.Popen:
+    """The command as a process."""
+    words = [sys.executable, ROOT / "submission" / "serve.py", *flags]
+    return subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def ready(process: subprocess.Popen) -> Client:
+    """Waits until it serves."""
+    while "Ready" not in (line := process.stderr.readline()):
+        assert line, "it ended"
+    return Client(int(line.split("127.0.0.1:")[1].split()[0]))
+
+
 def test_a_second_ctrl_c_ends_it_at_once(checkpoint: Path) -> None:
     flags = ["--checkpoint_dir", checkpoint, "--port", 0, "--batch_size", 2]
-    words = [sys.executable, ROOT / "submission" / "serve.py", *flags]
-    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = begun(*flags)
     try:
-        while "Ready" not in (line := process.stderr.readline()):
-            assert line, "it ended"
-        client = Client(int(line.split("127.0.0.1:")[1].split()[0]))
+        client = ready(process)
         with ThreadPoolExecutor(1) as pool:
             body = {"prompt": PROMPT, **HELM, "max_new_tokens": 240, "num_return_sequences": 64}
             running = pool.submit(client, "/process", body)
@@ -435,12 +445,9 @@ def test_a_second_ctrl_c_ends_it_at_once(checkpoint: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_lets_running_requests_end(checkpoint: Path, number: int, code: int) -> None:
     flags = ["--checkpoint_dir", checkpoint, "--port", 0, "--batch_size", 2, "--precision", "32-true"]
-    words = [sys.executable, ROOT / "submission" / "serve.py", *flags]
-    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = begun(*flags)
     try:
-        while "Ready" not in (line := process.stderr.readline()):
-            assert line, "it ended"
-        client = Client(int(line.split("127.0.0.1:")[1].split()[0]))
+        client = ready(process)
         with ThreadPoolExecutor(3) as pool:
             bodies = [{"prompt": PROMPT, **HELM, "max_new_tokens": 240}] * 3
             running = [pool.submit(client, "/process", body) for body in bodies]
