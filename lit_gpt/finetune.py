@@ -238,7 +238,7 @@ def take_part(settings: Finetune, method: Method) -> None:
             )
             return
     out = settings.out_dir
-    told, found = {}, (False, None)
+    found = {}, False, None
     with contextlib.ExitStack() as stack:
         if ranks.leads and not settings.dry_run:  # it alone reads the folder before it alone writes there
             results_folder(out)
@@ -246,8 +246,8 @@ def take_part(settings: Finetune, method: Method) -> None:
             busy = f"--out_dir {out}: another run is at work there; wait for it or choose another folder"
             stack.enter_context(locked(out / ".lock", busy))
             done = settings.resume == "auto" and finished(out, told)
-            found = done, None if done else find(out, settings.resume, told)
-        done, start = ranks.shared(found)
+            found = told, done, None if done else find(out, settings.resume, told)
+        told, done, start = ranks.shared(found)
         if done:
             print(
                 f"{out} holds this run, finished: nothing to do; --resume never starts it anew, "

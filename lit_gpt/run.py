@@ -24,7 +24,7 @@ from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_stat
 from lit_gpt.model import GPT
 from lit_gpt.prompts import Turn, get_style
 from lit_gpt.ranks import Ranks, divide_state, parted, put_together
-from lit_gpt.record import command_line
+from lit_gpt.record import command_line, identity
 from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
 from lit_gpt.runlog import NoLog, RunLog, Stopwatch, peak_memory_gb
 from lit_gpt.settings import Stopped, UserError
@@ -350,10 +350,13 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """What is saved beside the weights."""
         s = self.settings
+        run = identity(self.told) | {"step": self.progress.step}
+        run.pop("base config", None)  # follows from its weights
         return {
             "prompt_style": self.work.prompt_style,
             "base": base_identity(s.checkpoint_dir),
             "quantize": s.quantize,
+            "run": run,
         }
 
 

@@ -33,7 +33,7 @@ SMALL = {
     " --micro_batch_size 2 --pack_length 256 --eval_iters 1",
     "eval/lm_eval_harness.py": "--include_path tasks --precision 32-true",
     "submission/serve.py": "--precision 32-true",
-    "scripts/prepare_submission.py": "--serve_config small.yaml",
+    "scripts/prepare_submission.py": "--serve_config small.yaml --allow base",
     "submission/verify.py": "--clients 8",
 }
 """Start of a command -> what is added for lack of a GPU and time."""

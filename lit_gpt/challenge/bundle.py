@@ -121,6 +121,7 @@ def prepare_submission(settings: Submission) -> None:
     entry = Entry(
         card=card,
         base=model.repo_id,
+        config=model.config,
         data=again.data if again else [],
         files=files,
         serving=needed,
