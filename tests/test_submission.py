@@ -200,6 +200,9 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
         assert all((bundle / name).exists() for name in copies)
     assert "scripts/download.py --repo_id" in (bundle / "Dockerfile.train").read_text()
     assert imported_from(bundle) == str(bundle / "lit_gpt")
+    for text in bundle.glob("*.md"):
+        links = re.findall(r"\]\((?!http)([^)#]+)", text.read_text())
+        assert all((bundle / link).exists() for link in links), text
     settings = yaml.safe_load((bundle / "serve.yaml").read_text())
     assert settings["checkpoint_dir"] == "model"
     assert settings["batch_size"] == 30

@@ -2,7 +2,7 @@
 
     Dockerfile, Dockerfile.train, requirements.txt    serving and training; exact versions
     serve.yaml                                        settings of submission/serve.py
-    lit_gpt/ scripts/ finetune/ submission/           the code
+    lit_gpt/ scripts/ finetune/ submission/           the code; README.md and what it links to
     model/, finetuned/                                the weights, or where they are fetched; what was trained
     train/                                            settings, run.json, metrics.csv, rows of your own
     SUBMISSION.md, DATA.md, ATTRIBUTION.md            what was checked; the data; licences
@@ -35,8 +35,8 @@ from lit_gpt.serve import Serve
 from lit_gpt.settings import UserError, did_you_mean, one_line, parse
 
 ROOT = Path(__file__).parents[2]
-CODE = ("lit_gpt", "scripts", "finetune", "submission")
-ABOUT = ("pyproject.toml", "README.md", "LICENSE")
+CODE = ("lit_gpt", "scripts", "finetune", "submission", "tutorials")
+ABOUT = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE")
 MARKS = ("SUBMISSION.md", "Dockerfile", "serve.yaml")
 """What an earlier bundle is known by."""
 NAMES = {*CODE, *ABOUT, *MARKS, "Dockerfile.train", "requirements.txt", "DATA.md", "ATTRIBUTION.md"} | {
@@ -219,7 +219,7 @@ def _check_style(name: str | None, s: Submission, model: Model) -> None:
 
 
 def _code(out: Path) -> Files:
-    """The toolkit's own files that a container needs, without a bundle among them."""
+    """The toolkit's own files that a container or its reader needs, without a bundle among them."""
     if not (ROOT / "scripts").is_dir():
         raise UserError(f"there are no launchers beside {ROOT}; run this command from a clone of the repository")
     paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]

@@ -218,11 +218,11 @@ def memory(entry: Entry) -> Iterator[Finding]:
         + ("" if fits else "; serve fewer rows at once or quantize (--serve_config)"),
     )
     if entry.training:
-        fits = entry.training.fits
+        seen = entry.training
         yield Finding(
-            fits,
-            f"training takes {entry.training.peak_gb:.1f} of {most:.1f} GB on the {entry.card.name}, with a sample of "
-            f"{LONGEST:,} tokens" + ("" if fits else "; finetune with --quantize bnb.nf4-dq"),
+            seen.fits,
+            f"training takes {seen.peak_gb:.1f} of {seen.limit_gb:.1f} GB on the {entry.card.name}, with a sample of "
+            f"{LONGEST:,} tokens" + ("" if seen.fits else "; finetune with --quantize bnb.nf4-dq"),
         )
 
 
