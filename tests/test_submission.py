@@ -210,7 +210,8 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
     assert start(bundle, [sys.executable, "-c", code]).stdout == "4\n"
     data, whose = ((bundle / name).read_text() for name in ("DATA.md", "ATTRIBUTION.md"))
     assert "huggingface.co/datasets/databricks/databricks-dolly-15k" in data
-    assert "- rows: 24" in data
+    assert "23 rows were trained on, 1 more kept for validation" in data
+    assert "- rows taken: 24" in data
     assert "CC-BY-SA-3.0" in data
     assert f"{BASE} (https://huggingface.co/{BASE}); licence: apache-2.0" in whose
     commands = re.findall(r"^.*submission/verify.py.*", (bundle / "SUBMISSION.md").read_text(), re.MULTILINE)
@@ -432,7 +433,10 @@ def test_a_mix_is_made_again(here: Path, tmp_path: Path) -> None:
     assert plan["sources"][1]["data_file"] == ["train/data/extra.jsonl"]
     data = (bundle / "DATA.md").read_text()
     assert "## dolly" in data
-    assert data.count("- rows: 10") == 2
+    assert data.count("- rows taken: 10") == 2
+    rows = read_json("data/both/meta.json")["rows"]
+    assert rows["train"] + rows["test"] == 20
+    assert f"{rows['train']} rows were trained on, {rows['test']} more kept for validation" in data
     prepare_again(bundle, here)
     (line,) = (bundle / "train/data.sha256").read_text().splitlines()
     assert line == f"{sha256('data/both/mix.jsonl')}  data/both/mix.jsonl"

@@ -327,11 +327,14 @@ def _data(again: Training | None) -> str:
     """The data: where they are from, what was taken, and how they were prepared."""
     if not again:
         return "# Data\n\nNothing was trained, or nothing is known of it.\n"
-    lines = ["# Data", ""]
+    counts = (
+        f"{again.rows['train']:,} rows were trained on, {again.rows['test']:,} more kept for validation (`test.pt`)."
+    )
+    lines = ["# Data", "", counts, ""]
     for found in again.data:
         lines += [f"## {found.name}", "", f"- where: {found.place or 'in this bundle only, `train/data/`'}"]
         lines += [f"- commit: {found.commit}"] if found.commit else []
-        lines += [f"- licence: {found.licence or 'unknown'}", f"- rows: {found.rows:,}"]
+        lines += [f"- licence: {found.licence or 'unknown'}", f"- rows taken: {found.rows:,}"]
         lines += [f"- file `{file['file']}`, SHA-256 {file['sha256']}" for file in found.files]
         lines.append("")
     steps = [step.removeprefix("RUN ") for step in again.steps if step.startswith("RUN python")]

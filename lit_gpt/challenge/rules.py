@@ -37,7 +37,7 @@ class DataSet:
     """Their names and SHA-256."""
     licence: str | None = None
     rows: int = 0
-    """Of them, those that were taken."""
+    """Of them, those that were taken, for training or validation."""
     local: list[Path] = field(default_factory=list)
     """Files of this machine's, where it was not downloaded."""
     gone: bool = False
