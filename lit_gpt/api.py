@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from lit_gpt.batching import Engine, Job, Refused, Token
 from lit_gpt.decode import Sampling
@@ -34,7 +35,7 @@ from lit_gpt.tokenizer import Tokenizer
 BODY = 4 << 20
 """Bytes that a request may have: more than any prompt that fits, less than what could harm."""
 ARRIVES = 60.0
-"""Seconds in which all of a request must have come."""
+"""Seconds in which all of a request's body must have come, and in which a connection's next request must have begun."""
 MOST_SAMPLES = 64
 MOST_STOPS = 1000
 MOST_LIKELIEST = 100
@@ -402,6 +403,25 @@ def build_app(service: Service, timeout: float, about: dict[str, Any]) -> FastAP
         return JSONResponse({**status, **about, **engine.state()}, 503 if ended else 200)
 
     return app
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn's, which by itself waits for ever for a request whose head does not come as a whole."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(ARRIVES, self._look, None)
+
+    def _look(self, before: RequestResponseCycle | None) -> None:
+        """Closes it if no request has begun since the last look, and none is under way."""
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        else:
+            self._watch = self.loop.call_later(ARRIVES, self._look, self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
+        super().connection_lost(exc)
 
 
 async def _read(request: Request, kind: type[B]) -> B:

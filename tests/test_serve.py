@@ -75,7 +75,7 @@ class Running:
         self.engine = Engine(load_gpt(folder, torch.float32), rows, 128, queue, piece=16)
         self.service = Service(self.engine, folder, **options)
         app = build_app(self.service, timeout, {"model": "tiny"})
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+        self.server = uvicorn.Server(uvicorn.Config(app, http=api.Connection, port=0, log_level="critical"))
 
     def __enter__(self) -> Client:
         self.thread = threading.Thread(target=self.server.run)
@@ -252,6 +252,18 @@ def test_a_body_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(api, "ARRIVES", 0.2)
     with _post(ask.port, b"{", 99) as slow:
         assert b"has not come within 0.2 seconds" in b"".join(iter(lambda: slow.recv(9999), b""))
+
+
+def test_a_head_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, a part, and a part of a second request are given up; who waits for a text is not."""
+    monkeypatch.setattr(api, "ARRIVES", 0.3)
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    for sent in (b"", whole[:9], whole + whole[:9]):
+        with socket.create_connection(("127.0.0.1", ask.port), timeout=60) as slow:
+            slow.sendall(sent)
+            got = b"".join(iter(lambda: slow.recv(9999), b""))  # until it is closed
+            assert got.startswith(b"HTTP/1.1 200") if whole in sent else not got
+    assert ask.process(num_return_sequences=20, max_new_tokens=100, top_k_per_token=1)["text"]
 
 
 def test_clients_that_leave_are_no_errors(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
