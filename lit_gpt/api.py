@@ -40,7 +40,7 @@ MOST_SAMPLES = 64
 MOST_STOPS = 1000
 MOST_LIKELIEST = 100
 MOST_NUMBERS = 250_000
-"""Log-probabilities in a reply, one for each likeliest token in each place of each text; some 300 bytes each while the
+"""Log-probabilities in a reply, one for each likeliest token in each place of each text; some 250 bytes each while the
 reply is made. A text that fills the challenge's window has 204,800 at most."""
 STYLE_TOKEN = (1 << 31) - 1
 """In a reply of /tokenize: a token that the prompt style puts around a prompt. HELM fits prompts into the window by

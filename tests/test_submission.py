@@ -229,6 +229,7 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(
     bundle = tmp_path / "bundle"
     assert prepare(bundle) == 0
     (bundle / "model/old").write_text("")
+    (bundle / "verify-failures").mkdir()  # what a trial left there
     assert prepare(bundle, lora=None) == 0
     assert not (bundle / "model/old").exists()
     assert not (bundle / "finetuned").exists()

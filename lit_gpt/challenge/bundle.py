@@ -40,9 +40,9 @@ ABOUT = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE")
 MARKS = ("SUBMISSION.md", "Dockerfile", "serve.yaml")
 """What an earlier bundle is known by."""
 NAMES = {*CODE, *ABOUT, *MARKS, "Dockerfile.train", "requirements.txt", "DATA.md", "ATTRIBUTION.md"} | {
-    *("model", "base", "finetuned", "train")
+    *("model", "base", "finetuned", "train", "verify-failures")
 }
-"""All that a bundle holds; anything else is somebody's work."""
+"""All that a bundle, or its trial, leaves there; anything else is somebody's work."""
 MOST_ROWS = 30
 """Requests that the evaluation has under way at once."""
 
