@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import command, local_hub
+from conftest import command, local_hub, stand_in
 from hub_server import HubServer
 from test_cli import launched
 
@@ -59,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HubS
     rows = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     with pytest.MonkeyPatch.context() as patch, local_hub(patch) as hub:
         patch.chdir(folder)
-        patch.setitem(CATALOGUE, BASE, replace(CATALOGUE[BASE], config=json.loads(files["config.json"])))
+        stand_in(patch, BASE, files["config.json"])
         hub.add(BASE, files, lfs=weights)
         hub.add("datasets/databricks/databricks-dolly-15k", {"databricks-dolly-15k.jsonl": rows})
         assert command("download", "--repo_id", BASE) == 0
