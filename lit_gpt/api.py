@@ -419,6 +419,13 @@ class Connection(H11Protocol):
         else:
             self._watch = self.loop.call_later(ARRIVES, self._look, self.cycle)
 
+    def shutdown(self) -> None:
+        """At the server's end: requests are answered, but nobody waits for one that has not come as a whole."""
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
         super().connection_lost(exc)

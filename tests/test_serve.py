@@ -254,6 +254,16 @@ def test_a_body_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch)
         assert b"has not come within 0.2 seconds" in b"".join(iter(lambda: slow.recv(9999), b""))
 
 
+def test_the_end_does_not_wait_for_a_body(checkpoint: Path) -> None:
+    running = Running(checkpoint)
+    with running as client:
+        half = _post(client.port, b"{", 99)
+        while not any(connection.cycle for connection in running.server.server_state.connections):
+            time.sleep(0.01)
+    with half:
+        assert half.recv(99) == b""  # no answer that it was late
+
+
 def test_a_head_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing, a part, and a part of a second request are given up; who waits for a text is not."""
     monkeypatch.setattr(api, "ARRIVES", 0.3)
@@ -550,7 +560,7 @@ def test_a_signal_lets_running_requests_end(checkpoint: Path, number: int, code:
     ],
 )
 def test_bad_settings(checkpoint: Path, capfd: pytest.CaptureFixture, flags: list, message: str) -> None:
-    assert command("serve", "--checkpoint_dir", checkpoint, *flags) == 2
+    assert command("serve", "--checkpoint_dir", checkpoint, "--port", 0, *flags) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
 
