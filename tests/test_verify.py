@@ -102,6 +102,29 @@ def test_every_defect_is_found(
         assert "FAIL" not in found.values()
 
 
+def test_a_server_that_puts_prompts_in_a_style_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    """An echoed prompt is in the middle of the text then, and /tokenize counts the style's own tokens."""
+    fake = FakeSubmission()
+    answer = fake.answer
+
+    def styled(path: str, asked: dict) -> tuple[int, object]:
+        framed = {key: f"Ask: {asked[key]} Reply:" for key in ("prompt", "text") if isinstance(asked.get(key), str)}
+        if path != "/tokenize":
+            return answer(path, {**asked, **framed})
+        status, reply = answer(path, {**asked, "truncation": False})
+        more = len(fake.split(framed["text"])) - len(reply["tokens"])
+        tokens = [0] * more + reply["tokens"]  # which /decode leaves out
+        most = max(0, asked.get("max_length", WINDOW)) if asked.get("truncation", True) else None
+        return status, {**reply, "tokens": tokens[:most]}
+
+    fake.answer = styled
+    with fake as url:
+        assert command("verify", "--url", url, "--clients", 4) == 0
+    found = tried(capsys.readouterr().out)
+    assert found.keys() == {*CHECKS, *PROPERTIES}
+    assert {found[title] for title in ("a prompt that fills the window", "HELM's way to fit 5,000 tokens")} == {"pass"}
+
+
 TOKEN = {"text": "x", "logprob": -1.0, "top_logprob": {}}
 
 

@@ -232,15 +232,17 @@ def echo(trial: Trial) -> str:
     for token in read.tokens:
         places[place] = token
         place += len(token["text"])
-    place, compared = len(asked["prompt"]), 0
+    place, compared, other = len(asked["prompt"]), 0, []
     for token in written.tokens:
         again = places.get(place)
         if again is not None and again["text"] == token["text"] and token["text"]:
             compared += 1
             if abs(again["logprob"] - token["logprob"]) > SHIFT:
                 message = f"{token['logprob']:.2f} when written, {again['logprob']:.2f} in the prompt"
-                raise Failure(f"the log-probability of {token['text']!r} is {message}: shifted by one?", read.request)
+                other.append(f"the log-probability of {token['text']!r} is {message}: shifted by one?")
         place += len(token["text"])
+    if len(other) > compared / 2:  # a first word that is spelt in another way, read again, changes some behind it
+        raise Failure(other[0], read.request)
     return f"{compared} log-probabilities compared"
 
 
