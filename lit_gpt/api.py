@@ -191,8 +191,7 @@ class Service:
     @property
     def ended(self) -> str | None:
         """Why no text will come any more; None while they do."""
-        thread = self.engine._thread
-        if thread is None or thread.is_alive():
+        if not self.engine.ended:
             return None
         return "the thread that runs the model has ended; what it wrote says why: start the server anew"
 
