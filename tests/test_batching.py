@@ -262,7 +262,7 @@ def test_the_queue_has_an_end_and_so_has_the_engine() -> None:
     engine = Engine(make(), 1, 64, queue_size=3)
     first, second = job([1])[0], job([2])[0]
     engine.submit(first, second)
-    with pytest.raises(Refused, match="2 texts are waiting"):
+    with pytest.raises(Refused, match="the queue is full \\(2 waiting\\)"):
         engine.submit(job([3])[0], job([4])[0])
     engine.start()
     assert first.future.result(timeout=30) is second.future.result(timeout=30) is None
