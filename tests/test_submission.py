@@ -237,12 +237,25 @@ def test_what_changes_most_often_is_built_last(weights: str, here: Path, tmp_pat
     assert serve[:shared] == train[:shared]
 
 
-def test_lists_of_packages_do_not_stay_in_the_image(here: Path, tmp_path: Path) -> None:
-    out = shutil.copytree("out/lora", tmp_path / "compiled")
+def prepare_with(tmp_path: Path, **settings: object) -> Path:
+    """The bundle of a run with these settings, by its `run.json`."""
+    out = shutil.copytree("out/lora", tmp_path / "changed", dirs_exist_ok=True)
     run = read_json(out / "run.json")
-    write_json(out / "run.json", {**run, "settings": {**run["settings"], "compile": True}})  # which takes a compiler
+    write_json(out / "run.json", {**run, "settings": {**run["settings"], **settings}})
     assert prepare(tmp_path / "bundle", lora=str(out)) == 0
-    lines = re.findall("^RUN apt-get.*", (tmp_path / "bundle/Dockerfile.train").read_text(), re.MULTILINE)
+    return tmp_path / "bundle"
+
+
+def test_packs_are_laid_out_as_in_the_run(here: Path, tmp_path: Path) -> None:
+    """Also where their length is the default of one device: dropout and noise are drawn along the packs."""
+    for length in (0, 640, 1024, 2048):
+        told = yaml.safe_load((prepare_with(tmp_path, pack_length=length) / "train/finetune.yaml").read_text())
+        assert told["pack_length"] == length
+
+
+def test_lists_of_packages_do_not_stay_in_the_image(here: Path, tmp_path: Path) -> None:
+    bundle = prepare_with(tmp_path, compile=True)  # which takes a compiler
+    lines = re.findall("^RUN apt-get.*", (bundle / "Dockerfile.train").read_text(), re.MULTILINE)
     assert [line.split(" && ")[1].split()[4:] for line in lines] == [["libgomp1"], ["gcc", "libc6-dev"]]
     assert all(line.endswith(" && rm -rf /var/lib/apt/lists/*") for line in lines)
 

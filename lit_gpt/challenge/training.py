@@ -68,8 +68,6 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
         "devices": 1,
         "num_nodes": 1,
         "shard": None,
-        # both are the defaults of a device: another one takes its own
-        "pack_length": None if settings.get("pack_length") in (640, 2048) else settings.get("pack_length"),
     }
     if settings.get("init_from"):
         first = Path(settings["init_from"])
