@@ -280,7 +280,7 @@ def _dockerfile_train(again: Training) -> str:
     return "\n".join(
         [
             "# Repeats the finetuning; what is trained goes to /submission/out, here the folder retrained/:",
-            "#   docker build -f Dockerfile.train -t train .",
+            "#   docker build -f Dockerfile.train -t train . && mkdir -p retrained",
             '#   docker run --gpus all -v "$PWD/retrained:/submission/out" train',
             *_beginning(),
             *_base(again.base),
@@ -360,6 +360,7 @@ TRAIN = """
 
 ```sh
 docker build -f Dockerfile.train -t train .
+mkdir -p retrained
 docker run --gpus all -v "$PWD/retrained:/submission/out" train
 ```
 
