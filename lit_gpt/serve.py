@@ -65,7 +65,7 @@ def serve(settings: Serve) -> None:
     try:
         import uvicorn
 
-        from lit_gpt.api import Service, build_app
+        from lit_gpt.api import Connection, Service, build_app
     except ImportError as error:
         raise UserError(f'serving needs {error.name}; pip install -e ".[serve]"') from error
     from lit_gpt.batching import Engine
@@ -87,7 +87,7 @@ def serve(settings: Serve) -> None:
         def build() -> Engine:
             options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
             model = load_gpt(folder, DTYPES[settings.precision], **options)
-            for_decoding(model)
+            for_decoding(model, several=True)
             rows = settings.batch_size or _fitting(model, length, device)
             try:
                 return Engine(model, rows, length, settings.queue_size)
@@ -115,6 +115,8 @@ def serve(settings: Serve) -> None:
 
             config = uvicorn.Config(
                 app,
+                http=Connection,
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
