@@ -1,7 +1,7 @@
 """The images of a bundle, really built and run: with IMAGE_BUILDER, "docker" or what takes its words, such as "podman".
 
     IMAGE_BUILDER=docker python -m pytest tests/test_image.py
-installs all packages anew the first time, gigabytes with PyTorch for CUDA; `python:3.X-slim` is fetched unless it is there.
+installs all packages the first time, gigabytes with PyTorch for CUDA, and fetches `python:3.X-slim` unless it is there.
 """
 
 import json
