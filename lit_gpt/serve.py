@@ -97,10 +97,11 @@ def serve(settings: Serve) -> None:
                 raise
 
         with closing(Engine.started(build)) as engine:  # also after a second Ctrl-C
-            many = f"{engine.most_rows} texts at a time of {length:,} tokens"
             service = Service(engine, folder, style, settings.cut and CUTS[settings.cut])
             about = {"model": str(folder), "finetuned": settings.finetuned and str(settings.finetuned)}
             about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            # the device, too: a container that was started without its GPU would only be slow
+            many = f"{engine.most_rows} texts at a time of {length:,} tokens, on {about['device']}"
             app = build_app(service, settings.timeout, about)
             host, port = listener.getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

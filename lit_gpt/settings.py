@@ -46,8 +46,11 @@ class UserError(Exception):
     """Something that the user can mend: says in one line what is wrong, where, and what to do. Exit code 2."""
 
 
-class Stopped(Exception):
-    """A signal ended the command in good order: what to tell, and the exit code."""
+class Stopped(BaseException):
+    """A signal ended the command in good order: what to tell, and the exit code.
+
+    Like KeyboardInterrupt no Exception: it comes anywhere, and whoever explains what a reader raises must not take it.
+    """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -229,17 +232,22 @@ def run(
 ) -> int:
     """Runs `function(*settings)` as a command; returns 0 done, 1 failure, 2 can be mended, 130 or 143 a signal."""
     argv = sys.argv[1:] if argv is None else argv
+    heard: list[Stopped] = []
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        """What is half written goes, and the terminal is as it was."""
+        heard.append(Stopped(f"stopped by {signal.Signals(number).name}", 143))
+        raise heard[-1]
+
     if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, _stop)
+            signal.signal(number, stop)
     try:
         function(*parse(argv, classes, prog, doc, defaults))
     except UserError as error:
         return _report(error, str(error), argv, code=2)
-    except Stopped as stop:
-        if str(stop):
-            print(stop, file=sys.stderr)
-        return stop.code
+    except Stopped as stopped:
+        return _stopped(stopped)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -250,13 +258,16 @@ def run(
         place = f"{error.filename}: " if error.filename else ""
         return _report(error, f"{place}{error.strerror or error}; check its permissions and the disk", argv, code=2)
     except Exception as error:
+        if heard:  # pydantic, for one, puts an error of its own in place of whatever comes while it builds a class
+            return _stopped(heard[0])
         return _report(error, f"{type(error).__name__}: {error}", argv, code=1)
     return 0
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends a command that a signal stops: what it has half written goes, and the terminal is as it was."""
-    raise Stopped(f"stopped by {signal.Signals(number).name}", 143)
+def _stopped(stopped: Stopped) -> int:
+    if str(stopped):
+        print(stopped, file=sys.stderr)
+    return stopped.code
 
 
 def _report(error: Exception, message: str, argv: list[str], code: int) -> int:

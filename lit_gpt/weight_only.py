@@ -36,7 +36,10 @@ class WeightOnly(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
-        y = self.product(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], self.out_features)
+        x_MK = x.reshape(-1, x.size(-1))
+        # No rows where only a prompt's beginning is read: bitsandbytes' kernel for CPUs divides by M; the process dies.
+        y_MN = self.product(x_MK) if len(x_MK) else x_MK.new_empty(0, self.out_features)
+        y = y_MN.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
     def product(self, x_MK: Tensor) -> Tensor:

@@ -501,7 +501,9 @@ def ready(process: subprocess.Popen) -> Client:
     """Waits until it serves."""
     while "Ready" not in (line := process.stderr.readline()):
         assert line, "it ended"
-    return Client(int(line.split("127.0.0.1:")[1].split()[0]))
+    client = Client(int(line.split("127.0.0.1:")[1].split()[0]))
+    assert line.endswith(f" tokens, on {client('/health', method='GET')[1]['device']})\n")
+    return client
 
 
 def test_a_second_ctrl_c_ends_it_at_once(checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,6 +120,20 @@ def test_exit_codes(capsys) -> None:
     assert "Traceback" not in printed
     assert run(command, [Fruit], "fruit", "Doc.", argv=["--basket", "a", "--apples", "1", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("caught", [Exception, BaseException])
+def test_a_signal_is_what_ended_a_command_whatever_a_library_makes_of_it(caught: type, capsys) -> None:
+    """A reader that takes every error for a damaged file; pydantic, which puts an error of its own in its place."""
+
+    def command(settings: Fruit) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except caught as error:
+            raise (UserError if caught is Exception else ValueError)("a damaged file") from error
+
+    assert run(command, [Fruit], "fruit", "Doc.", argv=["--basket", "a"]) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
 
 
 def test_help_shows_each_flag_with_its_docstring_and_default(capsys) -> None:

@@ -1,7 +1,7 @@
 """What is handed in to the challenge: the bundle builds and trains again as it says, and broken rules are told.
 
-No container is built here: the lines of the Dockerfiles are carried out in an empty folder instead, all but the
-installation of packages.
+No container is built here (`test_image.py` does): the lines of the Dockerfiles are carried out in an empty folder
+instead, all but the installation of packages.
 """
 
 import functools
@@ -221,6 +221,49 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
     names = {line.partition("==")[0] for line in lines}
     assert {"torch", "lightning", "sentencepiece", "huggingface-hub", "pyyaml", "bitsandbytes"} <= names
     assert not names & {"pytest", "ruff", "lm-eval", "lit-gpt"}
+
+
+@pytest.mark.parametrize("weights", ["copy", "reference"])
+def test_what_changes_most_often_is_built_last(weights: str, here: Path, tmp_path: Path) -> None:
+    """A new adapter, or a line of code, neither installs packages nor moves the base; both containers share these."""
+    assert prepare(tmp_path / "bundle", "--weights", weights) == 0
+    texts = [(tmp_path / "bundle" / name).read_text() for name in ("Dockerfile", "Dockerfile.train")]
+    serve, train = (re.findall("^(?:FROM|ENV|COPY|RUN) .*", text, re.MULTILINE) for text in texts)
+    packages = "RUN pip install --no-cache-dir -r requirements.txt"
+    fetch = [line for line in serve if "scripts/download.py" in line]
+    wanted = [packages, "COPY model model", *fetch, "COPY submission submission", "COPY finetuned finetuned"]
+    places = [serve.index(line) for line in wanted]
+    assert places == sorted(places)
+    if fetch:
+        shared = serve.index(*fetch) + 1
+    else:
+        assert serve.index("COPY model model") < serve.index("COPY lit_gpt lit_gpt")
+        assert "COPY scripts scripts" not in serve  # only fetching needs it
+        shared = serve.index(packages) + 1
+    assert serve[:shared] == train[:shared]
+
+
+def prepare_with(tmp_path: Path, **settings: object) -> Path:
+    """The bundle of a run with these settings, by its `run.json`."""
+    out = shutil.copytree("out/lora", tmp_path / "changed", dirs_exist_ok=True)
+    run = read_json(out / "run.json")
+    write_json(out / "run.json", {**run, "settings": {**run["settings"], **settings}})
+    assert prepare(tmp_path / "bundle", lora=str(out)) == 0
+    return tmp_path / "bundle"
+
+
+def test_packs_are_laid_out_as_in_the_run(here: Path, tmp_path: Path) -> None:
+    """Also where their length is the default of one device: dropout and noise are drawn along the packs."""
+    for length in (0, 640, 1024, 2048):
+        told = yaml.safe_load((prepare_with(tmp_path, pack_length=length) / "train/finetune.yaml").read_text())
+        assert told["pack_length"] == length
+
+
+def test_lists_of_packages_do_not_stay_in_the_image(here: Path, tmp_path: Path) -> None:
+    bundle = prepare_with(tmp_path, compile=True)  # which takes a compiler
+    lines = re.findall("^RUN apt-get.*", (bundle / "Dockerfile.train").read_text(), re.MULTILINE)
+    assert [line.split(" && ")[1].split()[4:] for line in lines] == [["libgomp1"], ["gcc", "libc6-dev"]]
+    assert all(line.endswith(" && rm -rf /var/lib/apt/lists/*") for line in lines)
 
 
 def test_an_earlier_bundle_is_replaced_and_nothing_else(

@@ -111,6 +111,19 @@ def test_joined_layers(kind: str | None, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", FOR_USE)
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_rows(kind: str, bias: bool) -> None:
+    """The server asks the last block for none where it only reads a prompt's beginning."""
+    if kind.startswith("bnb"):
+        pytest.importorskip("bitsandbytes")
+    layer = quantized(torch.randn(64, 128), torch.randn(64) if bias else None, kind, torch.bfloat16, "cpu")
+    packed = Packed4bit.of(layer) if "4" in kind and kind.startswith("bnb") else None
+    for each in filter(None, (layer, packed)):
+        y = each(torch.randn(1, 0, 128, dtype=torch.bfloat16))
+        assert (y.shape, y.dtype) == ((1, 0, 64), torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", FOR_USE)
 def test_decoding_is_the_network_of_training(kind: str, tmp_path: Path) -> None:
     """Logits of a model that was put in order for decoding are those of the one that training computes with."""
     if kind.startswith("bnb"):

@@ -27,7 +27,7 @@ import yaml
 from lit_gpt.challenge.cards import CARDS, Serving, serving
 from lit_gpt.challenge.rules import RULES, Entry, Finding, findings
 from lit_gpt.challenge.training import Training, training
-from lit_gpt.challenge.weights import Files, Model, Part, Tuned, copied, referenced, tuned
+from lit_gpt.challenge.weights import Files, Model, Part, Tuned, apt_get, copied, referenced, tuned
 from lit_gpt.files import locked, results_folder, size_text, write_text
 from lit_gpt.merge import Merge, merge_lora
 from lit_gpt.methods import Trained
@@ -266,9 +266,8 @@ def _dockerfile(served: Part, tuned: list[str]) -> str:
             "# The server of the submission, at port 80, with no volume, environment variable or token:",
             "#   docker build -t submission . && docker run --gpus all -p 8080:80 submission",
             *_beginning(),
-            *(f"COPY {name} {name}" for name in ("lit_gpt", "scripts", "submission")),
-            *served.steps,
-            *(f"COPY {name} {name}" for name in tuned),
+            *_base(served),
+            *(f"COPY {name} {name}" for name in ["submission", *tuned]),
             "COPY serve.yaml .",
             "EXPOSE 80",
             _cmd(["python", "submission/serve.py", "--config", "serve.yaml", "--host", "0.0.0.0", "--port", "80"]),
@@ -282,12 +281,12 @@ def _dockerfile_train(again: Training) -> str:
     return "\n".join(
         [
             "# Repeats the finetuning; what is trained goes to /submission/out, here the folder retrained/:",
-            "#   docker build -f Dockerfile.train -t train .",
+            "#   docker build -f Dockerfile.train -t train . && mkdir -p retrained",
             '#   docker run --gpus all -v "$PWD/retrained:/submission/out" train',
             *_beginning(),
-            *(f"COPY {name} {name}" for name in ("lit_gpt", "scripts", "finetune")),
-            *again.base.steps,
-            "COPY train train",
+            *_base(again.base),
+            *([] if again.base.fetched else ["COPY scripts scripts"]),
+            *(f"COPY {name} {name}" for name in ("finetune", "train")),
             *again.steps,
             _cmd(again.command),
             "",
@@ -302,10 +301,18 @@ def _beginning() -> list[str]:
         "WORKDIR /submission",
         "ENV PYTHONPATH=/submission PYTHONUNBUFFERED=1",
         "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility",
-        "RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1",
+        apt_get("libgomp1"),  # bitsandbytes
         "COPY requirements.txt .",
         "RUN pip install --no-cache-dir -r requirements.txt",
     ]
+
+
+def _base(base: Part) -> list[str]:
+    """The base's weights and the package. What changes more often comes later: a layer is built anew with those before
+    it, and both containers share these."""
+    if base.fetched:  # by the package
+        return ["COPY lit_gpt lit_gpt", "COPY scripts scripts", *base.steps]
+    return [*base.steps, "COPY lit_gpt lit_gpt"]
 
 
 def _cmd(words: list[str]) -> str:
@@ -357,10 +364,12 @@ TRAIN = """
 
 ```sh
 docker build -f Dockerfile.train -t train .
+mkdir -p retrained
 docker run --gpus all -v "$PWD/retrained:/submission/out" train
 ```
 
 The run took {seconds:,.0f} s on {hardware}, with seed {seed} (`train/run.json`, `train/metrics.csv`).
+Stopped (`docker stop --time 300`, so that a step may end) or killed, it goes on with the same command.
 Put the weights from `retrained/` into {where}.
 """
 

@@ -10,7 +10,7 @@ import yaml
 
 from lit_gpt.challenge.cards import Card, Outlook, outlook
 from lit_gpt.challenge.rules import DataSet
-from lit_gpt.challenge.weights import Files, Model, Part, copied, referenced
+from lit_gpt.challenge.weights import Files, Model, Part, apt_get, copied, referenced
 from lit_gpt.data.prepare import Prepare, PrepareFile
 from lit_gpt.data.published import PrepareFlan
 from lit_gpt.data.readers import expand, fingerprint
@@ -70,8 +70,6 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
         "devices": 1,
         "num_nodes": 1,
         "shard": None,
-        # both are the defaults of a device: another one takes its own
-        "pack_length": None if settings.get("pack_length") in (640, 2048) else settings.get("pack_length"),
     }
     if settings.get("init_from"):
         first = Path(settings["init_from"])
@@ -95,7 +93,7 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
         ) from error
     seen = outlook(card, chosen, restore(run["method"]), model.config)
     if config.get("compile"):
-        steps.insert(0, "RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev")
+        steps.insert(0, apt_get("gcc", "libc6-dev"))
     command = ["python", f"finetune/{name}.py", "--config", "train/finetune.yaml"]
     return Training(data, rows, seen, base, files, steps, command)
 

@@ -122,6 +122,12 @@ def referenced(folder: Path, place: str) -> Part:
     return Part(files, steps, target, sum(known["size"] for known in record["files"].values()))
 
 
+def apt_get(*packages: str) -> str:
+    """A line of a Dockerfile that installs Debian's packages, and leaves no lists of all others behind."""
+    install = f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
+    return f"RUN apt-get update && {install} && rm -rf /var/lib/apt/lists/*"
+
+
 def _stored_in_one_type(folder: Path) -> str | None:
     """The type of all weights of a converted model; None if they have several."""
     from lit_gpt.checkpoint import open_weights
