@@ -32,8 +32,8 @@ class Look:
     alibi_heads: int | None = None
     """ALiBi (arXiv 2108.12409): something is taken from a score per token of distance, for each of so many heads."""
     alibi_rounded: bool = False
-    """As Falcon has it: slope times place of the key, in bfloat16, is added to a score before that is scaled. So rounded,
-    it depends on more than the distance."""
+    """As Falcon has it: slope times place of a key, in bfloat16, is added to a score before that is scaled. Rounding
+    makes it depend on more than the distance."""
 
     def plain(self, length: int) -> bool:
         """Whether among so many tokens nothing but the scale matters."""

@@ -314,6 +314,15 @@ RELEASED = [
         {**FALCON_2023, "model_type": "RefinedWeb", "hidden_size": 8192, "n_layer": 60, "n_head": 128, "n_head_kv": 8},
     ),
     (
+        "tiiuae/falcon-rw-1b",
+        {
+            **FALCON_2023,
+            "model_type": "RefinedWebModel",
+            **{"hidden_size": 2048, "n_layer": 24, "n_head": 32, "vocab_size": 50304},
+            **{"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+        },
+    ),
+    (
         "lmsys/longchat-7b-16k",
         {
             "model_type": "llama",
@@ -389,10 +398,7 @@ REFUSED = [
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": [0.0] * 6}}, "short_factor must be a positive number"),
     ({**LLAMA, "rope_scaling": {**LONG, "long_factor": [-1.0] * 6}}, "long_factor must be a positive number"),
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": 1.0}}, "a value is of the wrong type"),
-    (
-        {**LLAMA, "rope_scaling": {"type": "su", "original_max_position_embeddings": 64, "factor": 2.0}},
-        "'short_factor'",
-    ),
+    ({**LLAMA, "rope_scaling": {**YARN, "type": "su"}}, "key 'short_factor' is missing"),
     ({**LLAMA, "rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
     ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported in a llama model"),
     ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantised already; download the original"),

@@ -21,6 +21,8 @@ from transformers import (
     AutoTokenizer,
     BloomConfig,
     BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -182,6 +184,9 @@ KINDS = {
     ),
     "alibi": lambda: BloomForCausalLM(
         BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    ),
+    "alibi in 16 bits": lambda: FalconForCausalLM(
+        FalconConfig(alibi=True, multi_query=False, parallel_attn=False, bias=True, **SIZES)
     ),
     "learned": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=WINDOW, bos_token_id=0, eos_token_id=0)
