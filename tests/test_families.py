@@ -1,5 +1,7 @@
 """Every family computes what `transformers` computes, whatever year its config.json is from."""
 
+import copy
+import dataclasses
 import functools
 import importlib
 import json
@@ -29,6 +31,7 @@ SIZES = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_atte
 LLAMA = {**SIZES, "model_type": "llama", "intermediate_size": 70, "rms_norm_eps": 1e-5}
 NEOX = {**SIZES, "model_type": "gpt_neox", "intermediate_size": 90, "hidden_size": 64}
 FALCON = {**SIZES, "model_type": "falcon", "layer_norm_epsilon": 1e-4}
+RW = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
 GROUPED = {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 
@@ -103,8 +106,8 @@ VARIANTS = {
     "falcon: multi-head": {**FALCON, "multi_query": False, "bias": True},
     "falcon: sequential": {**FALCON, "parallel_attn": False, "bias": True, "activation": "gelu_pytorch_tanh"},
     "falcon: sequential, multi-head": {**FALCON, "parallel_attn": False, "multi_query": False},
-    "falcon: RW": {**FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
-    "falcon: RW with 6 heads, one key head": {**FALCON, "num_attention_heads": 6, "alibi": True},
+    "falcon: RW": {**FALCON, **RW, "hidden_size": 64, "num_attention_heads": 16},
+    "falcon: RW with 12 heads, one key head": {**FALCON, "num_attention_heads": 12, "alibi": True},
     "falcon: scaled rope": {**FALCON, **rope("linear", factor=2.0)},
 }
 OTHERS = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("variants_*.py"))]
@@ -259,6 +262,21 @@ def test_a_cache_forgets_what_was_turned_otherwise() -> None:
     assert expected == [text]
 
 
+@torch.inference_mode()
+def test_biases_of_falcon_rw_are_rounded_at_every_place() -> None:
+    """From 256 on, places themselves are rounded in 16 bits; a cache does it in the same way."""
+    theirs, ours = pair("falcon: RW")
+    idx = tokens(ours, 1, 600)
+    expected = theirs(idx).logits
+    cache = KVCache(ours.config, 1, 600, "cpu", torch.float32)
+    pieces = torch.cat([ours(piece, cache=cache) for piece in idx.split([590, 1, 9], 1)], 1)
+    assert max(error(ours(idx), expected), error(pieces, expected)) <= TOLERANCE
+    exact = copy.deepcopy(ours)
+    for block in exact.blocks:
+        block.attn.look = dataclasses.replace(block.attn.look, alibi_rounded=False)
+    assert error(exact(idx), expected) > 1e-3
+
+
 # --- config.json of 2022 to 2026 -----------------------------------------------------------------------------------
 
 
@@ -319,7 +337,7 @@ RELEASED = [
             **FALCON_2023,
             "model_type": "RefinedWebModel",
             **{"hidden_size": 2048, "n_layer": 24, "n_head": 32, "vocab_size": 50304},
-            **{"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+            **RW,
         },
     ),
     (
