@@ -7,7 +7,8 @@ one that is free by now, is copied from. The examples of few-shot tasks are read
 
 A text is a function of its request, to the bit, whoever is beside it, whatever was read before:
 
-- Attention is the same call for a row whatever the others do (`attention.Ragged`), and so is the reading of a piece.
+- Attention is the same call for a row whatever the others do, and so is the reading of a piece. Only the beginning up
+  to the last cut is looked at by all together that have it, in numbers that give the same bits (`attention.Ragged`).
 - Kernels may sum in another order for another number of tokens. So it is tried at the start which numbers give the
   same bits, and calls are filled up to one of these (`like_sizes`). Where few do, every call has a size of its own: a
   piece alone, or one token of every row. (Not so for the experts of a mixture, which get what the router gives them.)
@@ -23,14 +24,15 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lit_gpt.attention import KVCache, Ragged
+from lit_gpt.attention import KVCache, Ragged, weighed
 from lit_gpt.decode import Sampling, kernels_for
 from lit_gpt.model import GPT
 
@@ -91,6 +93,8 @@ class _Row:
     job: Job | None = None
     wanted: list[tuple[int, ...]] = field(default_factory=list)
     """The pieces of that text's prompt."""
+    common: tuple[Hashable, int] = ((), 0)
+    """The pieces up to the last cut, which other prompts may have as well, and their tokens."""
     newest: int | None = None
     """The token that was drawn last; None while the prompt is read."""
     count: int = 0
@@ -115,7 +119,7 @@ class _Part:
     def cache(self) -> KVCache:
         """The row's memory as it is before these tokens."""
         cache = copy.copy(self.row.cache)
-        cache.used = self.start
+        cache.used, cache.common = self.start, None if self.row.newest is None else self.row.common
         return cache
 
 
@@ -142,6 +146,8 @@ class Engine:
         self.rows = [_Row(self._cache.row(number)) for number in range(rows + spare)]
         self.sizes = like_sizes(model, rows + self.most_read)
         """Numbers of tokens that give the same bits; empty: none but equal ones do."""
+        self.together = like_queries(model, length)
+        """Numbers of texts with a common beginning that look at it at a time."""
         self.waiting: deque[Job] = deque()
         self._news = threading.Condition()
         self._closed, self._turns = False, itertools.count()
@@ -273,6 +279,7 @@ class Engine:
             shared = [] if job.echo else wanted[:-1]
             row = min(free, key=lambda row: (len(row.pieces) - _common(row.pieces, shared), row.turn))
             row.job, row.wanted, row.count, row.turn = job, wanted, 0, next(self._turns)
+            row.common = _to_last_cut(wanted, job.cuts)
             del row.pieces[_common(row.pieces, shared) :]
             row.cache.used = sum(map(len, row.pieces))
             self.reused += row.cache.used
@@ -339,7 +346,8 @@ class Engine:
         asked = [(part.row, part.start + len(part.ids) - n) for part in parts for n in range(part.asked, 0, -1)]
         if not asked:
             return
-        ids_A = logits_AV.argmax(-1)
+        best_A = logits_AV.argmax(-1)
+        ids_A = best_A.clone()
         for n, (row, place) in enumerate(asked):
             if row.newest is None and place + 1 < len(row.job.prompt):
                 ids_A[n] = row.job.prompt[place + 1]
@@ -347,7 +355,7 @@ class Engine:
                 ids_A[n] = row.job.sampling.draw(logits_AV[n : n + 1], row.generator)[0]
         total_A1 = torch.stack([logits_1V.logsumexp(-1) for logits_1V in logits_AV.split(1)])  # each sum by itself
         logprobs = (logits_AV.gather(1, ids_A[:, None]) - total_A1)[:, 0].tolist()
-        tops = _likeliest(logits_AV - total_A1, [row.job.top for row, _ in asked])
+        tops = _likeliest(logits_AV, total_A1, best_A, [row.job.top for row, _ in asked])
         for (row, place), token in zip(asked, map(Token, ids_A.tolist(), logprobs, tops), strict=True):
             job = row.job
             if job is None:  # it failed at an earlier place
@@ -402,9 +410,11 @@ class Engine:
         at_1N = torch.zeros(1, total, dtype=torch.bool)
         at_1N[0, places] = True
         with kernels_for(total, self.device):
-            ragged = Ragged([(part.cache, len(part.ids)) for part in parts])
+            ragged = Ragged([(part.cache, len(part.ids)) for part in parts], self.together)
             logits_AV = self.model(idx_1N, cache=ragged, at_BT=at_1N.to(self.device))
-        if more:
+        if places[: len(at)] == at:
+            logits_AV = logits_AV[: len(at)]
+        else:
             logits_AV = logits_AV[[places.index(place) for place in at]]
         return logits_AV.float()
 
@@ -436,19 +446,37 @@ def _common(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) 
     return count
 
 
+def _to_last_cut(pieces: Sequence[tuple[int, ...]], cuts: Sequence[int]) -> tuple[Hashable, int]:
+    """The pieces of a prompt up to its last cut, and their tokens."""
+    ends = [0, *itertools.accumulate(map(len, pieces[:-1]))]
+    count = max(n for n, end in enumerate(ends) if n == 0 or end in cuts)
+    return tuple(pieces[:count]), ends[count]
+
+
 def sixteens(size: int) -> int:
     """The next multiple of 16: kernels treat all rows of such a number alike."""
     return -(-size // 16) * 16
 
 
-def _likeliest(logprobs_AV: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:
-    """So many likeliest tokens of each place; of equally likely ones the smaller id is first, as in `argmax`."""
+def _likeliest(logits_AV: Tensor, total_A1: Tensor, best_A: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:
+    """So many likeliest tokens of each place, and how likely; of equally likely ones the smaller id, as in `argmax`.
+
+    Args:
+        total_A1: the logarithms of the sums of the exponentials.
+        best_A: the likeliest ones.
+    """
     found: list[list[tuple[int, float]]] = [[] for _ in wanted]
     for count in set(wanted) - {0}:
         places = [n for n, k in enumerate(wanted) if k == count]
-        values, ids = logprobs_AV[places].topk(min(count, logprobs_AV.size(1)), dim=-1)
-        first = logprobs_AV[places].argmax(-1).tolist()
-        for place, row, value, best in zip(places, ids.tolist(), values.tolist(), first, strict=True):
+        best_P1 = best_A[places, None]
+        if count == 1:
+            ids_PK, logits_PK = best_P1, logits_AV[places, best_A[places]][:, None]
+        else:
+            logits_PK, ids_PK = logits_AV[places].topk(min(count, logits_AV.size(1)), dim=-1)
+        values_PK = logits_PK - total_A1[places]
+        for place, row, value, (best,) in zip(
+            places, ids_PK.tolist(), values_PK.tolist(), best_P1.tolist(), strict=True
+        ):
             if best not in row:  # there are more that are as likely
                 row[-1] = best
             found[place] = sorted(zip(row, value, strict=True), key=lambda pair: (-pair[1], pair[0]))
@@ -476,14 +504,44 @@ def like_sizes(model: GPT, most: int) -> list[int]:
 
     whole = tokenwise(0, most)
     alike = []
-    for size in (1, 2, 4, 8, 12, *range(16, most, 16)):
+    for size in (1, 2, *range(4, 32, 4), *range(32, most, 16)):
         last = most - size  # the last ones may be treated in another way
         stride = max(1, last * size * (2 * model.config.n_embd + model.config.padded_vocab_size) // COMPARED)
         starts = {0, 1, last, *range(0, last, stride)}
-        if all(
-            torch.equal(x, y[:, at : at + size])
-            for at in starts
-            for x, y in zip(tokenwise(at, size), whole, strict=True)
-        ):
+        if _same_bits(tokenwise, size, starts, whole, dim=1):
             alike.append(size)
     return [*alike, most] if alike and alike[0] <= 8 else []
+
+
+@torch.inference_mode()
+def like_queries(model: GPT, length: int, most: int = 16) -> list[int]:
+    """Numbers of tokens up to `most` that may look at keys at a time: one of them gets the same bits with each number.
+
+    Tried with random numbers, for several numbers of keys up to `length`.
+    """
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    G, R, D = config.n_query_groups, config.n_head // config.n_query_groups, config.head_size
+    alike = [size for size in (1, 2, 4, 8) if size < most]
+    for keys in {min(length, keys) for keys in (1, 37, 64, 300, 1000, length)}:
+        k_1GSD, v_1GSD = torch.randn(2, 1, G, keys, D, generator=generator)
+        seen = partial(_seen, torch.randn(1, G, most, R, D, generator=generator), k_1GSD, v_1GSD)
+        whole = seen(0, most)
+        alike = [size for size in alike if _same_bits(seen, size, range(most - size + 1), whole, dim=2)]
+    return [*alike, most]
+
+
+def _seen(q_1GMRD: Tensor, k_1GSD: Tensor, v_1GSD: Tensor, start: int, size: int) -> list[Tensor]:
+    """What `size` tokens see, and their sums: (1, G, size, R, ...)."""
+    q_1GND = q_1GMRD[:, :, start : start + size].flatten(2, 3)
+    return [x.unflatten(2, (size, -1)) for x in weighed(q_1GND, k_1GSD, v_1GSD, 1 / q_1GND.size(-1))]
+
+
+def _same_bits(
+    compute: Callable[[int, int], list[Tensor]], size: int, starts: Iterable[int], whole: list[Tensor], dim: int
+) -> bool:
+    """Whether so many tokens, from any of these starts on, get the bits that they have among all."""
+    return all(
+        torch.equal(x, y.narrow(dim, start, size))
+        for start in starts
+        for x, y in zip(compute(start, size), whole, strict=True)
+    )

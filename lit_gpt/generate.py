@@ -180,7 +180,8 @@ def _generate(settings: Generate, finetuned: Path | None) -> None:
     device, began, dtype = default_device(), time.perf_counter(), DTYPES[settings.precision]
     options = {"finetuned": finetuned, "merge": True, "quantize": settings.quantize, "device": device}
     model = load_gpt(settings.checkpoint_dir, dtype, **options)
-    for_decoding(model)
+    together = min(settings.batch_size, len(prompts) * settings.num_samples) > 1 or bool(settings.draft_checkpoint_dir)
+    for_decoding(model, several=together and not settings.compile)
     draft = settings.draft_checkpoint_dir and load_gpt(settings.draft_checkpoint_dir, dtype, device=device)
     if draft:
         for_decoding(draft)

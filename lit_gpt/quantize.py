@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_gpt.model import Attention, GatedMLP
 from lit_gpt.settings import UserError
-from lit_gpt.weight_only import Int4, Int8, Packed4bit, WeightOnly
+from lit_gpt.weight_only import Int4, Int8, Packed4bit, Reordered, WeightOnly
 
 KINDS = ("bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training")
 """4-bit NormalFloat or float; "-dq" quantises the scales as well (0.4 bits per weight less); 8-bit integers."""
@@ -150,12 +150,15 @@ def _widen(layer: nn.Linear, scales: Tensor, rows: slice, dtype: torch.dtype) ->
     return widened.view(-1, width)
 
 
-def for_decoding(model: nn.Module) -> None:
+def for_decoding(model: nn.Module, several: bool = False) -> None:
     """Puts layers in a form of the same weights that is fast for few tokens, and can be no longer trained, in place.
 
     Queries, keys and values become one product, and so do gate and up where the weights are small. On a processor with
     bfloat16 instructions bitsandbytes' 4-bit weights are put in the order of its kernel; its 8-bit weights go to
     PyTorch's kernel.
+
+    Args:
+        several: most calls will have several tokens, but not many: 16-bit weights are reordered for them on a CPU.
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and is_quantized(layer) and not isinstance(layer, WeightOnly):
@@ -173,6 +176,11 @@ def for_decoding(model: nn.Module) -> None:
         for part in block.modules():
             if isinstance(part, GatedMLP) and isinstance(part.gate, WeightOnly):  # others would take memory
                 part.fuse()
+    if several:
+        for name, layer in list(model.named_modules()):
+            shared = layer is model.lm_head and layer.weight is model.wte.weight  # a second copy would be large
+            if isinstance(layer, nn.Linear) and not shared and (fast := Reordered.of(layer)) is not None:
+                model.set_submodule(name, fast)
 
 
 def is_quantized(layer: nn.Linear) -> bool:

@@ -87,7 +87,7 @@ def serve(settings: Serve) -> None:
         def build() -> Engine:
             options = {"finetuned": settings.finetuned, "merge": True, "quantize": settings.quantize, "device": device}
             model = load_gpt(folder, DTYPES[settings.precision], **options)
-            for_decoding(model)
+            for_decoding(model, several=True)
             rows = settings.batch_size or _fitting(model, length, device)
             try:
                 return Engine(model, rows, length, settings.queue_size)

@@ -1,6 +1,7 @@
-"""Linear layers with weights of 4 or 8 bits for use, not for training, by PyTorch's and bitsandbytes' kernels.
+"""Linear layers for use, not for training: weights of 4 or 8 bits, or in the order of a kernel.
 
-Inputs and outputs keep their type: only the weights are rounded. Letters: M rows of inputs, N outputs, K inputs.
+By PyTorch's and bitsandbytes' kernels. Inputs and outputs keep their type: only the weights are rounded. Letters: M
+rows of inputs, N outputs, K inputs.
 """
 
 import ctypes
@@ -15,6 +16,8 @@ from lit_gpt.settings import UserError
 
 FEW = 16
 """Rows up to which, on a CPU, a kernel that reads 8-bit weights is faster than widening them for one product."""
+ROWS = 32
+"""Rows for which oneDNN is to choose an order of the weights."""
 GROUP = 64
 """Weights that share a scale and an offset in 4 bits; 32 where a row is no multiple of it."""
 
@@ -173,6 +176,34 @@ class Packed4bit(WeightOnly):
         parts = [self, *others]
         weight, scales = torch.cat([part.weight for part in parts]), torch.cat([part.scales for part in parts], 1)
         return Packed4bit(len(weight), self.in_features, weight, bias, scales=scales, code=self.code)
+
+
+class Reordered(nn.Linear):
+    """A layer of 16 bits whose weights lie in the order in which oneDNN reads them for a few rows on a CPU.
+
+    A plain layer's are put into that order at every call, which takes as long as the product itself does for 16 rows.
+    For a single row PyTorch's own product of a plain layer is faster: `decode.kernels_for`.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> "Reordered | None":
+        """Reorders a plain layer; None where oneDNN does not take it."""
+        weight = layer.weight
+        takes = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(
+            weight.dtype
+        )
+        if type(layer) is not nn.Linear or weight.is_cuda or takes is None or not torch.backends.mkldnn.is_available():
+            return None
+        if not getattr(torch.ops.mkldnn, takes)():
+            return None
+        own = cls(layer.in_features, layer.out_features, bias=False, device="meta")
+        reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        own.weight, own.bias = nn.Parameter(reordered, requires_grad=False), layer.bias
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 @functools.cache

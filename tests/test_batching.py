@@ -8,11 +8,13 @@ import time
 import pytest
 import torch
 
-from lit_gpt import batching
+from lit_gpt import attention, batching
+from lit_gpt.attention import weighed
 from lit_gpt.batching import APART, Engine, Job, Refused, Token, split
 from lit_gpt.config import Config
 from lit_gpt.decode import Sampling, complete
 from lit_gpt.model import GPT
+from lit_gpt.quantize import for_decoding
 
 SIZES = {"block_size": 64, "padded_vocab_size": 53, "n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 48}
 KINDS = {
@@ -87,15 +89,17 @@ def together(engine: Engine, wanted: list[dict], late: int = 0) -> list[list[Tok
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LongRoPE"])
 def test_texts_are_those_of_the_plain_computation(kind: str) -> None:
     model, prompts = make(kind), make_prompts(11)
-    found = together(Engine(model, 4, 64, piece=8), [{"prompt": p, "top": 3} for p in prompts], late=5)
+    wanted = [{"prompt": p, "top": n % 2 * 2 + 1, "cuts": [16, 21]} for n, p in enumerate(prompts)]
+    found = together(Engine(model, 4, 64, piece=8), wanted, late=5)
     assert [[token.id for token in text] for text in found] == [complete(model, [p], 9)[0] for p in prompts]
     for prompt, text in zip(prompts, found, strict=True):
         ids = prompt + [token.id for token in text]
         expected = model(torch.tensor([ids]))[0].log_softmax(-1)[len(prompt) - 1 : -1]
         for token, logprobs in zip(text, expected, strict=True):
             assert token.logprob == pytest.approx(float(logprobs[token.id]), abs=1e-4)
-            assert [i for i, _ in token.top] == logprobs.topk(3).indices.tolist()
-            assert [p for _, p in token.top] == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-4)
+            top = logprobs.topk(len(token.top))
+            assert [i for i, _ in token.top] == top.indices.tolist()
+            assert [p for _, p in token.top] == pytest.approx(top.values.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("length", [64, 50])
@@ -109,18 +113,24 @@ def test_longrope_goes_by_the_length_of_the_engines_rows(length: int) -> None:
     assert [[token.id for token in text] for text in found] == [complete(model, [p], 9)[0] for p in prompts]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("grouped keys, gated", torch.float32), ("grouped keys, gated", torch.bfloat16), ("plain", torch.bfloat16)],
+)
 @pytest.mark.parametrize("alike", [True, False])
 def test_thirty_mixed_texts_have_the_bits_of_each_alone(
-    dtype: torch.dtype, alike: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, dtype: torch.dtype, alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the sampled ones, and the numbers; also where only calls of equal sizes give equal bits."""
     if not alike:
         monkeypatch.setattr(batching, "like_sizes", lambda *_: [])
-    model, rng = make("grouped keys, gated", dtype), random.Random(1)
+        monkeypatch.setattr(batching, "like_queries", lambda *_: [16])
+    model, rng = make(kind, dtype), random.Random(1)
+    for_decoding(model, several=True)
     samplings = [Sampling(), Sampling(0.8, top_k=20), Sampling(1.0, top_p=0.7)]
     wanted = [
         {"prompt": prompt, "new": rng.choice([1, 3, 12]), "sampling": rng.choice(samplings), "seed": n, "top": n % 4}
+        | ({"cuts": [21]} if n % 5 else {})
         for n, prompt in enumerate(make_prompts(30))
     ]
     engine, alone = Engine(model, 7, 64, piece=8), []
@@ -377,6 +387,35 @@ def test_a_number_of_tokens_that_seldom_gives_other_bits_is_found(monkeypatch: p
 
     monkeypatch.setattr(GPT, "logits", seldom)
     assert batching.like_sizes(make(), 64) == sizes[1:]
+
+
+def test_numbers_of_queries_that_give_other_bits_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(q: torch.Tensor, *args: object) -> tuple[torch.Tensor, ...]:
+        y, sums = weighed(q, *args)
+        return y, sums + (q.size(2) == 4 * 2) * torch.eye(1)
+
+    model = make("grouped keys, gated")
+    expected = [size for size in batching.like_queries(model, 64) if size != 4]
+    monkeypatch.setattr(batching, "weighed", other)
+    assert batching.like_queries(model, 64) == expected
+
+
+def test_those_with_a_common_beginning_look_at_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six texts after one beginning of 32 tokens, one of the same length after another, one after none."""
+    calls = []
+
+    def seen(q: torch.Tensor, k: torch.Tensor, *args: object) -> tuple[torch.Tensor, ...]:
+        calls.append((q.size(2), k.size(2)))
+        return weighed(q, k, *args)
+
+    engine, head = Engine(make(), 8, 64, piece=8), list(range(32))
+    monkeypatch.setattr(attention, "weighed", seen)
+    prompts = [*([*head, n] for n in range(6)), [*head[::-1], 7], [8]]
+    together(engine, [{"prompt": prompt, "new": 12, "cuts": [32]} for prompt in prompts])
+    for count in (6, 1):
+        assert (next(size for size in engine.together if size >= count), 32) in calls
+    rests = [keys for queries, keys in calls if (queries, keys) not in {(size, 32) for size in engine.together}]
+    assert sorted(rests) == sorted([*range(2, 13)] * 8 * engine.model.config.n_layer)
 
 
 def test_a_first_engine_leaves_the_model_as_it_was() -> None:

@@ -13,7 +13,7 @@ from lit_gpt.decode import complete
 from lit_gpt.generate import Quantize
 from lit_gpt.quantize import FOR_USE, dequantized, for_decoding, quantized
 from lit_gpt.settings import UserError
-from lit_gpt.weight_only import FEW, Int4, Int8, Packed4bit, WeightOnly, joined
+from lit_gpt.weight_only import FEW, Int4, Int8, Packed4bit, Reordered, WeightOnly, joined
 
 ROWS = [1, 3, FEW, FEW + 1, 80]
 
@@ -125,6 +125,39 @@ def test_decoding_is_the_network_of_training(kind: str, tmp_path: Path) -> None:
         assert difference(used(x), trained(x)) < 0.015
     prompts = [[5, 6, 7], [8]]
     assert [len(text) for text in complete(used, prompts, 20)] == [20, 20]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_reordered_weights_give_the_plain_product(dtype: torch.dtype, bias: bool) -> None:
+    plain = nn.Linear(72, 50, bias=bias, dtype=dtype)
+    if (layer := Reordered.of(plain)) is None:
+        pytest.skip("the kernel needs instructions for 16 bits")
+    for rows in (1, 5, 16, 33):
+        x = torch.randn(2, rows, 72, dtype=dtype)
+        with torch.no_grad():
+            assert difference(layer(x), plain(x)) < 0.005
+            assert difference(layer(x), plain.float()(x.float())) < 0.005
+        plain.to(dtype)
+
+
+def test_weights_are_reordered_once_and_where_it_can_be(tmp_path: Path) -> None:
+    """A head that is the embedding stays: reordered it would be a second one. So does what is quantised, or 32 bits."""
+    for tied in (True, False):
+        base = make_checkpoint(tmp_path / str(tied), n_embd=64, intermediate_size=128, tie_embeddings=tied)
+        for kind, dtype, count in (
+            (None, torch.bfloat16, 5),
+            ("torch.int8", torch.bfloat16, 0),
+            (None, torch.float32, 0),
+        ):
+            model = load_gpt(base, dtype, quantize=kind)
+            before = model(torch.tensor([[1, 2, 3]]))
+            for_decoding(model, several=True)
+            found = [name for name, layer in model.named_modules() if isinstance(layer, Reordered)]
+            if Reordered.of(nn.Linear(8, 8, dtype=torch.bfloat16)) is not None:
+                assert len([name for name in found if name != "lm_head"]) == count * model.config.n_layer * (count > 0)
+                assert ("lm_head" in found) == (dtype == torch.bfloat16 and not tied)
+            assert difference(model(torch.tensor([[1, 2, 3]])), before) < 0.015
 
 
 def test_generation_with_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
