@@ -458,6 +458,26 @@ def test_broken_or_missing_config(tmp_path) -> None:
             Config.from_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_sums": True, "parallel_residual": True}, "norm_sums goes with no other order of the norms"),
+        ({"norm_sums": True, "pre_norm": False}, "norm_sums goes with no other order of the norms"),
+        ({"embed_size": 0}, "embed_size must be a whole number from 1 on, got 0"),
+        (
+            {"rope_scaling": {"short_factor": [1.0] * 6, "attention_factor": 1.0}},
+            "known are these kinds and keys: .*long_",
+        ),
+    ],
+)
+def test_descriptions_that_no_model_has(changes: dict, message: str, tmp_path) -> None:
+    """Of a converted checkpoint; the last one is as LongRoPE was written when it ended at the original length."""
+    known = pair("llama: longrope")[1].config.to_dict()
+    write_json(tmp_path / "lit_config.json", {**known, **changes})
+    with pytest.raises(UserError, match=f"lit_config.json: .*{message}.*; convert the checkpoint again"):
+        Config.from_checkpoint(tmp_path)
+
+
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
