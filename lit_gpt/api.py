@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from lit_gpt.batching import Engine, Job, Refused, Token
 from lit_gpt.decode import Sampling
@@ -34,10 +35,16 @@ from lit_gpt.tokenizer import Tokenizer
 BODY = 4 << 20
 """Bytes that a request may have: more than any prompt that fits, less than what could harm."""
 ARRIVES = 60.0
-"""Seconds in which all of a request must have come."""
+"""Seconds in which all of a request's body must have come, and in which a connection's next request must have begun."""
 MOST_SAMPLES = 64
 MOST_STOPS = 1000
 MOST_LIKELIEST = 100
+MOST_NUMBERS = 250_000
+"""Log-probabilities in a reply, one for each likeliest token in each place of each text; some 250 bytes each while the
+reply is made. A text that fills the challenge's window has 204,800 at most."""
+STYLE_TOKEN = (1 << 31) - 1
+"""In a reply of /tokenize: a token that the prompt style puts around a prompt. HELM fits prompts into the window by
+that count. It is beyond every vocabulary, so /decode leaves it out."""
 GREEDY = 1e-6
 """Temperatures up to it take the likeliest token: HELM sends 1e-7 for 0."""
 TOP_K = 200
@@ -181,6 +188,13 @@ class Service:
         self._word = self.tokenizer.encode("a", bos=False)
         self.shown = lru_cache(100_000)(self._shown)
 
+    @property
+    def ended(self) -> str | None:
+        """Why no text will come any more; None while they do."""
+        if not self.engine.ended:
+            return None
+        return "the thread that runs the model has ended; what it wrote says why: start the server anew"
+
     def _shown(self, i: int) -> str:
         """The text of a token by itself, in the middle of a text."""
         if self.tokenizer.is_special(i):
@@ -216,6 +230,13 @@ class Service:
         """What is to be computed for a request, and a note on what was changed in it."""
         ids, lost = self.prompt(asked.prompt, asked.max_new_tokens)
         new = min(asked.max_new_tokens, self.engine.length - len(ids))
+        samples, top = max(asked.num_samples, asked.num_return_sequences), min(asked.top_k_per_token, MOST_LIKELIEST)
+        places = new + len(ids) * asked.echo_prompt
+        if samples * places * top > MOST_NUMBERS:
+            raise UserError(
+                f"the reply would have {samples:,} texts x {places:,} tokens x {top} likeliest (top_k_per_token); ask "
+                f"for fewer: their product may be {MOST_NUMBERS:,}"
+            )
         note = None
         if lost:
             note = f"the prompt lost its first {lost} tokens: {self.engine.length} fit, {new} of them for the text"
@@ -223,7 +244,7 @@ class Service:
         stops = [stop for stop in asked.stop_sequences if stop]
         seed = random.getrandbits(32) if asked.seed is None else asked.seed
         jobs, writers, cuts = [], [], self._blank_lines(ids)
-        for number in range(max(asked.num_samples, asked.num_return_sequences)):
+        for number in range(samples):
             writer = Writer(self.tokenizer, self.style is None, stops, cut)
             job = Job(
                 ids,
@@ -231,7 +252,7 @@ class Service:
                 writer.add,
                 asked.sampling(),
                 (seed + number) % (1 << 63),
-                min(asked.top_k_per_token, MOST_LIKELIEST),
+                top,
                 asked.echo_prompt,
                 self.stop_ids,
                 cuts,
@@ -275,13 +296,25 @@ class Service:
         return texts
 
     def tokenize(self, asked: Tokenize) -> list[int]:
-        """The ids of a text, with BOS where prompts have it; cut at their end, they also fit decoded and encoded."""
-        ids = self.tokenizer.encode(asked.text)
+        """The ids of a text, as many as it takes as a prompt; cut at their end, they also fit decoded and encoded."""
+        ids = self._counted(asked.text)
         if asked.truncation and len(ids) > asked.max_length:
             del ids[asked.max_length :]
-            while ids and len(self.tokenizer.encode(self.tokenizer.decode(ids))) > asked.max_length:
+            while ids and len(self._counted(self.tokenizer.decode(ids))) > asked.max_length:
                 ids.pop()
         return ids
+
+    def _counted(self, text: str) -> list[int]:
+        """The ids of a text: with BOS where prompts have it, or behind as many `STYLE_TOKEN` as its style adds."""
+        if self.style is None:
+            return self.tokenizer.encode(text)
+        with self._asking:
+            plain = self._asker.encode(text, bos=False)
+            try:
+                asked = len(self.style.encode_prompt(self._asker, (Turn("user", text),)))
+            except UserError:  # it is no question, such as an empty text
+                asked = 0
+        return [STYLE_TOKEN] * (asked - len(plain)) + plain
 
     def decode(self, asked: Decode) -> str:
         """The text of ids."""
@@ -337,7 +370,7 @@ def build_app(service: Service, timeout: float, about: dict[str, Any]) -> FastAP
         try:
             engine.submit(*jobs)
         except Refused as error:
-            raise HTTPException(503, str(error), {"Retry-After": "5"}) from error
+            raise HTTPException(503, service.ended or str(error), {"Retry-After": "5"}) from error
         await _done(request, jobs, timeout)
         texts = await _work(lambda: [service.completion(*pair) for pair in zip(jobs, writers, strict=True)])
         return ProcessOut(
@@ -362,11 +395,39 @@ def build_app(service: Service, timeout: float, about: dict[str, Any]) -> FastAP
         return {"text": text, "request_time": time.perf_counter() - began}
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> JSONResponse:
         """Whether it serves, and what it has done."""
-        return {"status": "ok", **about, **engine.state()}
+        ended = service.ended
+        status = {"status": "failed", "error": ended} if ended else {"status": "ok"}
+        return JSONResponse({**status, **about, **engine.state()}, 503 if ended else 200)
 
     return app
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn's, which by itself waits for ever for a request whose head does not come as a whole."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(ARRIVES, self._look, None)
+
+    def _look(self, before: RequestResponseCycle | None) -> None:
+        """Closes it if no request has begun since the last look, and none is under way."""
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        else:
+            self._watch = self.loop.call_later(ARRIVES, self._look, self.cycle)
+
+    def shutdown(self) -> None:
+        """At the server's end: requests are answered, but nobody waits for one that has not come as a whole."""
+        if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
+        super().connection_lost(exc)
 
 
 async def _read(request: Request, kind: type[B]) -> B:
@@ -391,7 +452,7 @@ async def _read(request: Request, kind: type[B]) -> B:
     except ClientDisconnect as error:
         raise HTTPException(499, "the client has left") from error
     try:
-        value = json.loads(body.decode())
+        value = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the request is not JSON in UTF-8 ({error})") from error
     if not isinstance(value, dict):

@@ -170,9 +170,14 @@ class Engine:
             if len(self.waiting) + len(jobs) > self.queue_size:  # those whose clients have left hold no places
                 self.waiting = deque(job for job in self.waiting if not job.future.cancelled())
             if self.waiting and len(self.waiting) + len(jobs) > self.queue_size:
-                raise Refused(f"{len(self.waiting)} texts are waiting already; try again later")
+                raise Refused(f"the queue is full ({len(self.waiting)} waiting); try again later")
             self.waiting.extend(jobs)
             self._news.notify()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its thread has been, and is no more."""
+        return self._thread is not None and not self._thread.is_alive()
 
     def state(self) -> dict[str, int]:
         """What it is at, and what it has done since the start."""

@@ -253,7 +253,7 @@ def read_finetuned(path: str | Path, checkpoint_dir: str | Path | None = None, l
     saved = load_file(path, "finetune first (finetune/lora.py) or check the path", lazy)
     if checkpoint_dir is not None and (state := lora_of(saved)):
         return read_litgpt(path, state, Config.from_checkpoint(checkpoint_dir))
-    kinds = {"method": dict, "weights": dict, "prompt_style": str, "base": dict, "quantize": str | None}
+    kinds = {"method": dict, "weights": dict, "prompt_style": str, "base": dict, "quantize": str | None, "run": dict}
     if not isinstance(saved, dict) or not all(
         isinstance(saved.get(key), kind) for key, kind in kinds.items() if key in {"method", "weights", *saved}
     ):

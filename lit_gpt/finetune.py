@@ -16,6 +16,8 @@ from lit_gpt.settings import UserError, at_least, check_seed
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from lit_gpt.ranks import Ranks
+
 Precision = Literal["bf16-true", "bf16-mixed", "16-mixed", "32-true"]
 Quantize = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"]
 
@@ -207,7 +209,7 @@ def take_part(settings: Finetune, method: Method) -> None:
     from lit_gpt.checkpoint import DTYPES, begin_with, default_device, load_gpt
     from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
-    from lit_gpt.ranks import Ranks, shard
+    from lit_gpt.ranks import Ranks
     from lit_gpt.record import describe_run
     from lit_gpt.rehearsal import check_data, rehearse
     from lit_gpt.resume import find, finished
@@ -218,14 +220,14 @@ def take_part(settings: Finetune, method: Method) -> None:
     if settings.pack_length is None:
         settings.pack_length = 640 if default_device().type == "cpu" else 2048
     several = settings.world > 1 and not settings.dry_run
-    fabric = launch(settings) if several else None  # at once, so that they know if one of them fails
-    ranks = Ranks(fabric.global_rank if fabric else 0, settings.world)
+    ranks = Ranks(0, settings.world)
+    fabric = launch(settings, ranks) if several else None  # at once, so that they know if one of them fails
     tokenizer = Tokenizer(settings.checkpoint_dir)
     splits = {split: TokenDataset(settings.data_dir, split) for split in ("train", "test")}
     check_tokenizer(splits["train"].meta, tokenizer)
     config = Config.from_checkpoint(settings.checkpoint_dir)
     work = Workload(settings, splits, config, ranks)
-    fabric = fabric or launch(settings)
+    fabric = fabric or launch(settings, ranks)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
     dtype = DTYPES[settings.precision]
     work.fit(method, dtype, fabric.device)
@@ -238,7 +240,7 @@ def take_part(settings: Finetune, method: Method) -> None:
             )
             return
     out = settings.out_dir
-    told, found = {}, (False, None)
+    found = {}, False, None
     with contextlib.ExitStack() as stack:
         if ranks.leads and not settings.dry_run:  # it alone reads the folder before it alone writes there
             results_folder(out)
@@ -246,8 +248,8 @@ def take_part(settings: Finetune, method: Method) -> None:
             busy = f"--out_dir {out}: another run is at work there; wait for it or choose another folder"
             stack.enter_context(locked(out / ".lock", busy))
             done = settings.resume == "auto" and finished(out, told)
-            found = done, None if done else find(out, settings.resume, told)
-        done, start = ranks.shared(found)
+            found = told, done, None if done else find(out, settings.resume, told)
+        told, done, start = ranks.shared(found)
         if done:
             print(
                 f"{out} holds this run, finished: nothing to do; --resume never starts it anew, "
@@ -260,8 +262,7 @@ def take_part(settings: Finetune, method: Method) -> None:
             if settings.init_from and not start:
                 begin_with(model, method, settings.init_from, settings.checkpoint_dir)
             model.noise = settings.neftune_alpha
-            if work.divide:
-                shard(model, ranks, fabric.device)
+            ranks.sharded = work.divide
             if settings.dry_run:
                 rehearse(fabric, settings, method, model.train(), work)
                 return
@@ -269,8 +270,8 @@ def take_part(settings: Finetune, method: Method) -> None:
         ranks.leave()
 
 
-def launch(settings: Finetune) -> "Fabric":
-    """Lightning's Fabric for these settings, seeded.
+def launch(settings: Finetune, ranks: "Ranks") -> "Fabric":
+    """Lightning's Fabric for these settings, seeded; `ranks` learns its number.
 
     Raises:
         UserError: the device cannot compute in the chosen precision, or there are too few.
@@ -295,10 +296,16 @@ def launch(settings: Finetune) -> "Fabric":
             raise UserError(f"--devices {settings.devices}: this machine has {torch.cuda.device_count()} GPUs")
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        strategy = sys.modules["lightning.fabric.strategies"].DDPStrategy(process_group_backend=backend)
-        strategy.setup_module = lambda module: module  # gradients are added up by `lit_gpt.ranks`
+        known = sys.modules["lightning.fabric.strategies"]
+        if settings.undivided():
+            strategy = known.DDPStrategy(process_group_backend=backend)
+            strategy.setup_module = lambda module: module  # gradients are added up by `lit_gpt.ranks`
+        else:
+            sizes = settings.world, 1
+            strategy = known.ModelParallelStrategy(ranks.parallelize, *sizes, process_group_backend=backend)
         fabric = Fabric(strategy=strategy, devices=settings.devices, num_nodes=settings.num_nodes, **options)
     fabric.launch()
+    ranks.rank = fabric.global_rank
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False

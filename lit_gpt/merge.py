@@ -127,7 +127,7 @@ def _record(folder: Path, file: Path, saved: dict[str, Any]) -> dict[str, Any]:
     return {
         "base": {**base_identity(folder), **origin},
         "finetuned": {"file": str(file), "sha256": sha256(file) if file.is_file() else None},
-        **{key: saved.get(key) for key in ("method", "quantize", "prompt_style")},
+        **{key: saved.get(key) for key in ("method", "quantize", "prompt_style", "run")},
     }
 
 

@@ -4,12 +4,13 @@ Each rank computes the gradients of its share of a step's samples, and they are 
 loss of a step is a sum over its tokens, that is the same step on any number of devices. There are two forms.
 
 - Every rank holds all weights. The gradients of what is trained are added up once a step.
-- The weights are divided ("sharded", arXiv 2304.11277) where they would not fit otherwise, by PyTorch's `fully_shard`:
-  a block's weights are put together when it is computed, and let go again. Gradients and the optimizer's state are
-  divided, too, if the base's weights are trained. If it is frozen, what is trained beside it is small, and stays whole.
+- The weights are divided ("sharded", arXiv 2304.11277) where they would not fit otherwise, by Fabric's strategy for
+  PyTorch's second FSDP, `fully_shard`: a block's weights are put together when it is computed, and let go again.
+  Gradients and the optimizer's state are divided, too, if the base's weights are trained. If it is frozen, what is
+  trained beside it is small, and stays whole.
 
-PyTorch's older wrapper, `FullyShardedDataParallel`, would not do: it joins a block's parameters into one tensor, which
-has to have one type, while ours are 16-bit weights and float32 adapters.
+The first FSDP, `FullyShardedDataParallel`, would not do: it joins a block's parameters into one tensor, which has to
+have one type, while ours are 16-bit weights and float32 adapters.
 
 What is divided is saved and read so, too (`parted`, `Rows`): no rank ever holds more than its part.
 
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from lit_gpt.model import GPT
 
 BUCKET = 1 << 24
@@ -40,7 +43,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     sharded: bool = False
-    """Whether the base's weights are divided over the ranks."""
+    """Whether the base's weights are divided over the ranks, from `parallelize` on."""
 
     @property
     def leads(self) -> bool:
@@ -113,6 +116,12 @@ class Ranks:
                 bucket = _add_up(bucket)
         _add_up(bucket)
 
+    def parallelize(self, model: "GPT", mesh: "DeviceMesh") -> "GPT":
+        """Divides a model's weights if they are to be: what Fabric's `ModelParallelStrategy` does to set it up."""
+        if self.sharded:
+            shard(model, mesh["data_parallel"])
+        return model
+
     def share(self, tensors: Iterable[Tensor]) -> tuple[int, int]:
         """Which part of these tensors this rank saves, and of how many: (0, 1) if every rank holds them whole."""
         return (self.rank, self.world) if any(map(is_divided, tensors)) else (0, 1)
@@ -127,27 +136,26 @@ def _add_up(gradients: list[Tensor]) -> list[Tensor]:
     return []
 
 
-def shard(model: "GPT", ranks: Ranks, device: torch.device) -> None:
+def shard(model: "GPT", mesh: "DeviceMesh") -> None:
     """Divides the weights of a model over the ranks; on a GPU there is never more than a block of them whole.
 
     Args:
         model: with a method attached, on the host.
-        device: where the shards go.
+        mesh: of all ranks; the shards go to their devices.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     trained = {p for p in model.parameters() if p.requires_grad}
     beside = trained if any(not p.requires_grad for p in model.parameters()) else set()
     for parameter in beside:
-        parameter.data = parameter.data.to(device)
-    mesh, wide = init_device_mesh(device.type, (ranks.world,)), MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        parameter.data = parameter.data.to(mesh.device_type)
     for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, ignored_params=beside, mp_policy=wide)
+        fully_shard(
+            module, mesh=mesh, ignored_params=beside, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        )
         module.set_gradient_divide_factor(1.0)  # gradients are sums, not means
         module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "loss_sum")
-    ranks.sharded = True
 
 
 def is_divided(value: Any) -> bool:

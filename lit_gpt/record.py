@@ -55,7 +55,7 @@ def refuse_another(place: Path, then: dict[str, Any], now: dict[str, Any]) -> No
     Raises:
         UserError: it is another run; with the list of the differences.
     """
-    if found := differences(_identity(then), _identity(now)):
+    if found := differences(identity(then), identity(now)):
         raise UserError(
             f"{place} is of another run: {'; '.join(found)}; go on with what it had, choose another --out_dir, or "
             "replace it with --resume never"
@@ -80,8 +80,8 @@ def differences(then: dict[str, Any], now: dict[str, Any], path: str = "") -> li
     return found
 
 
-def _identity(told: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same."""
+def identity(told: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same, of a description."""
     settings = {k: v for k, v in told.get("settings", {}).items() if k not in FREE + ROUNDING}
     data = {f"data {k}": v for k, v in told.get("data", {}).items() if k.endswith(".pt")}
     method = {k: v for k, v in told.get("method", {}).items() if k != "name"}

@@ -24,7 +24,7 @@ from lit_gpt.methods import Method, describe, file_of, path_flag, trainable_stat
 from lit_gpt.model import GPT
 from lit_gpt.prompts import Turn, get_style
 from lit_gpt.ranks import Ranks, divide_state, parted, put_together
-from lit_gpt.record import command_line
+from lit_gpt.record import command_line, identity
 from lit_gpt.resume import OPTIMIZER, PROGRESS, Checkpoint, Progress, clear, save_step, steps_saved, thin_out
 from lit_gpt.runlog import NoLog, RunLog, Stopwatch, peak_memory_gb
 from lit_gpt.settings import Stopped, UserError
@@ -44,7 +44,7 @@ class Run:
 
     Args:
         fabric: launched and seeded.
-        model: in training mode, and divided if `ranks` are.
+        model: in training mode; it is divided here if `ranks` are to be.
         told: the run's description, see `lit_gpt.record`.
         start: the checkpoint to go on from; None: from the beginning.
         ranks: the processes of the run. All of them do what is done here, at the same steps; one of them writes.
@@ -63,15 +63,16 @@ class Run:
         ranks: Ranks,
     ) -> None:
         self.fabric, self.settings, self.method, self.tokenizer = fabric, settings, method, tokenizer
-        self.gpt, self.work, self.told, self.ranks = model, work, told, ranks
+        self.model, self.gpt = fabric.setup_module(model, move_to_device=False), model
+        self.model.mark_forward_method("loss_sum")
+        self.work, self.told, self.ranks = work, told, ranks
         trained = [p for p in model.parameters() if p.requires_grad]
         ranks.align(trained)
         fused = (
             settings.precision != "16-mixed"
         )  # a fused AdamW unscales gradients itself, and could then not clip them
         options = (settings.optimizer, settings.learning_rate, settings.weight_decay, fused)
-        self.model, self.optimizer = fabric.setup(model, optim.build(model, method, *options), move_to_device=False)
-        self.model.mark_forward_method("loss_sum")
+        self.optimizer = fabric.setup_optimizers(optim.build(model, method, *options))
         self.file = file_of(method.name)
         # values, two moments in float32, of a 16-bit weight its float32 copy as well, and a little besides
         self.state_bytes = sum(p.numel() * (14 if p.element_size() == 2 else 12) for p in trained) + 1e6
@@ -350,10 +351,13 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """What is saved beside the weights."""
         s = self.settings
+        run = identity(self.told) | {"step": self.progress.step}
+        run.pop("base config", None)  # follows from its weights
         return {
             "prompt_style": self.work.prompt_style,
             "base": base_identity(s.checkpoint_dir),
             "quantize": s.quantize,
+            "run": run,
         }
 
 

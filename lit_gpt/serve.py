@@ -65,7 +65,7 @@ def serve(settings: Serve) -> None:
     try:
         import uvicorn
 
-        from lit_gpt.api import Service, build_app
+        from lit_gpt.api import Connection, Service, build_app
     except ImportError as error:
         raise UserError(f'serving needs {error.name}; pip install -e ".[serve]"') from error
     from lit_gpt.batching import Engine
@@ -114,6 +114,8 @@ def serve(settings: Serve) -> None:
 
             config = uvicorn.Config(
                 app,
+                http=Connection,
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 lifespan="off",

@@ -1,7 +1,9 @@
 """What several test files share."""
 
 import contextlib
+import dataclasses
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hub_server import HubServer
 
 from lit_gpt.cli import COMMANDS, _load
 from lit_gpt.config import Config
+from lit_gpt.families.catalogue import CATALOGUE
 from lit_gpt.files import write_json
 from lit_gpt.model import GPT
 from lit_gpt.settings import run
@@ -130,6 +133,11 @@ def local_hub(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield server
+
+
+def stand_in(patch: pytest.MonkeyPatch, repo_id: str, description: str | bytes) -> None:
+    """Gives a model of the catalogue the shape of a small one that has its name here: that of this `config.json`."""
+    patch.setitem(CATALOGUE, repo_id, dataclasses.replace(CATALOGUE[repo_id], config=json.loads(description)))
 
 
 @pytest.fixture

@@ -94,10 +94,30 @@ def test_plans_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture
         config.write_text(text)
         assert command("plan", config) == 2
         assert said in capsys.readouterr().err
+    good = tmp_path / "good.yaml"
+    good.write_text("checkpoint_dir: checkpoints/openlm-research/open_llama_3b\nmax_steps: 3")
+    for text in ("checkpoint_dir: x/open_llama_3b\nepochs: 3", "checkpoint_dir: no/thing\nmax_steps: 3", "seed: x"):
+        config.write_text(text)
+        assert command("plan", good, config) == 2
+        assert capsys.readouterr().err.count(f"{config}: ") == 1
     assert command("plan", config, "--mean_length", 0) == 2
     config.write_text("checkpoint_dir: checkpoints/meta-llama/Llama-2-13b-hf\nmax_steps: 3")
     assert command("plan", config) == 0
     assert re.search(r"RTX 4090 \| 2\d\.\d of 22\.6 \| do not fit \|", capsys.readouterr().out)
+
+
+def test_a_plan_within_less_than_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit that is shown is the one that is used."""
+    config = tmp_path / "own.yaml"
+    config.write_text("checkpoint_dir: checkpoints/openlm-research/open_llama_3b\nmax_steps: 3\nmemory_gb: 10")
+    assert command("plan", config) == 0
+    *_, small, large = capsys.readouterr().out.splitlines()
+    for line in (small, large):
+        peak, limit = map(float, re.search(r"\| ([\d.]+) of ([\d.]+) \|", line).groups())
+        assert peak <= limit == 9.4
+    config.write_text("checkpoint_dir: checkpoints/openlm-research/open_llama_3b\nmax_steps: 3\nmemory_gb: 30")
+    assert command("plan", config) == 0
+    assert re.findall(r"of ([\d.]+) \|", capsys.readouterr().out) == ["22.6", "28.2"]
 
 
 def test_the_model_of_the_hours() -> None:

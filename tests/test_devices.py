@@ -28,7 +28,7 @@ from lit_gpt.finetune import Finetune, launch
 from lit_gpt.memory import needs
 from lit_gpt.methods import Full, LoRA
 from lit_gpt.processes import AGAIN, PARENT
-from lit_gpt.ranks import Ranks, divided, is_divided, joined, parted, shard
+from lit_gpt.ranks import Ranks, divided, is_divided, joined, parted
 from lit_gpt.resume import steps_saved
 from lit_gpt.settings import UserError
 from lit_gpt.train import train
@@ -447,6 +447,7 @@ def test_each_process_draws_its_own_random_numbers() -> None:
 @pytest.mark.parametrize("method", [LoRA(), Full()], ids=["lora", "full"])
 def test_a_rank_holds_its_part_of_the_weights(method: LoRA | Full, checkpoint: Path) -> None:
     """Of a run of four ranks, of which this process is one and the others are not there."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
@@ -455,11 +456,13 @@ def test_a_rank_holds_its_part_of_the_weights(method: LoRA | Full, checkpoint: P
         method.attach(model)
         whole = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        shard(model, ranks := Ranks(1, 4), torch.device("cpu"))
+        mesh = init_device_mesh("cpu", (4, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+        assert Ranks(1, 4).parallelize(model, mesh) is model
+        assert not any(map(is_divided, model.parameters()))
+        Ranks(1, 4, sharded=True).parallelize(model, mesh)
         own = sum(p.to_local().numel() if is_divided(p) else p.numel() for p in model.parameters())
         beside = 0 if trained == whole else trained
         assert own == pytest.approx((whole - beside) / 4 + beside, rel=0.01)
-        assert ranks.sharded
     finally:
         torch.distributed.destroy_process_group()
 
@@ -499,7 +502,7 @@ def test_more_devices_than_there_are(flags: list, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--devices 3: this machine has 2 GPUs"):
-        launch(Finetune(Path("base"), precision="32-true", devices=3))
+        launch(Finetune(Path("base"), precision="32-true", devices=3), Ranks(0, 3))
 
 
 def test_what_is_divided_needs_less_memory() -> None:

@@ -113,7 +113,11 @@ def test_another_version_of_truthfulqa(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--local_data", "nowhere"], "--local_data: no folder nowhere"),
-        (["--local_data", ".", "--tasks", "[squad]"], "--tasks"),
+        (
+            ["--local_data", ".", "--tasks", "[squad]"],
+            "no task 'squad'; they are mmlu, truthful_qa, gsm, ",
+        ),
+        (["--local_data", ".", "--tasks", "gsm,mmul"], "--tasks: no task 'mmul'; did you mean mmlu? they"),
         (["--local_data", ".", "--helm_python", "nowhere/python"], "cannot start it"),
         (["--local_data", ".", "--url", "http://127.0.0.1:9", "--bundle_dir", "x"], "give one of them"),
         (["--local_data", ".", "--url", "http://host:port"], "expected an address"),

@@ -152,6 +152,7 @@ def test_what_the_description_says(base: Path, finetuned: Path, tmp_path: Path) 
         "method": read_finetuned(file)["method"],
         "quantize": None,
         "prompt_style": "alpaca",
+        "run": None,
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SENTENCES, train_sentencepiece
+from conftest import SENTENCES, stand_in, train_sentencepiece
 from test_litgpt import litgpt_folder
 
 from lit_gpt import Tokenizer
@@ -99,6 +99,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory, own_tasks: Path) -> Iterator
     put_stand_ins(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        stand_in(patch, MODEL, (folder / "hub" / MODEL / "config.json").read_text())
         for program, *words in commands():
             if program == "python":
                 unending = ["--print_config"] if words[0] == "submission/serve.py" else []  # tests/test_serve.py serves

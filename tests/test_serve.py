@@ -75,7 +75,7 @@ class Running:
         self.engine = Engine(load_gpt(folder, torch.float32), rows, 128, queue, piece=16)
         self.service = Service(self.engine, folder, **options)
         app = build_app(self.service, timeout, {"model": "tiny"})
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+        self.server = uvicorn.Server(uvicorn.Config(app, http=api.Connection, port=0, log_level="critical"))
 
     def __enter__(self) -> Client:
         self.thread = threading.Thread(target=self.server.run)
@@ -219,6 +219,12 @@ BAD = [
     ({"prompt": "x", "stop_sequences": [1]}, 422, "stop_sequences.0"),
     ({"prompt": "x", "stop_sequences": ["x"] * (api.MOST_STOPS + 1)}, 422, "stop_sequences"),
     ({"prompt": "x" * api.BODY}, 413, "bytes"),
+    (
+        {"prompt": "x", "num_samples": 64, "max_new_tokens": 100, "top_k_per_token": 100},
+        422,
+        "64 texts x 100 tokens x 100",
+    ),
+    ({"prompt": "The " * 100, "num_samples": 64, "echo_prompt": True, "top_k_per_token": 99}, 422, "may be 250,000"),
 ]
 
 
@@ -246,6 +252,28 @@ def test_a_body_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(api, "ARRIVES", 0.2)
     with _post(ask.port, b"{", 99) as slow:
         assert b"has not come within 0.2 seconds" in b"".join(iter(lambda: slow.recv(9999), b""))
+
+
+def test_the_end_does_not_wait_for_a_body(checkpoint: Path) -> None:
+    running = Running(checkpoint)
+    with running as client:
+        half = _post(client.port, b"{", 99)
+        while not any(connection.cycle for connection in running.server.server_state.connections):
+            time.sleep(0.01)
+    with half:
+        assert half.recv(99) == b""  # no answer that it was late
+
+
+def test_a_head_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, a part, and a part of a second request are given up; who waits for a text is not."""
+    monkeypatch.setattr(api, "ARRIVES", 0.3)
+    whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    for sent in (b"", whole[:9], whole + whole[:9]):
+        with socket.create_connection(("127.0.0.1", ask.port), timeout=60) as slow:
+            slow.sendall(sent)
+            got = b"".join(iter(lambda: slow.recv(9999), b""))  # until it is closed
+            assert got.startswith(b"HTTP/1.1 200") if whole in sent else not got
+    assert ask.process(num_return_sequences=20, max_new_tokens=100, top_k_per_token=1)["text"]
 
 
 def test_clients_that_leave_are_no_errors(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -307,6 +335,60 @@ def test_a_model_that_fails_is_told(checkpoint: Path) -> None:
         replies = list(pool.map(lambda n: client("/process", {"prompt": bad if n == 4 else PROMPT, **HELM}), range(9)))
     assert [status for status, _ in replies] == [500 if n == 4 else 200 for n in range(9)]
     assert replies[4][1] == {"error": "the model failed: ArithmeticError: the model's logits are not finite"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_ended_is_not_healthy(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    running = Running(checkpoint)
+
+    def ends() -> None:
+        raise SystemExit("lost")
+
+    with running as client:
+        assert client("/health", method="GET")[0] == 200
+        monkeypatch.setattr(running.engine, "step", ends)
+        assert client("/process", {"prompt": PROMPT, **HELM})[0] == 503
+        running.engine._thread.join()
+        status, reply = client("/health", method="GET")
+        assert (status, reply["status"], reply["model"]) == (503, "failed", "tiny")
+        assert "the thread that runs the model has ended" in reply["error"]
+        assert client("/process", {"prompt": PROMPT, **HELM}) == (503, {"error": reply["error"]})
+
+
+def test_a_reply_of_many_numbers_that_is_not_too_large(ask: Client) -> None:
+    reply = ask.process(max_new_tokens=20, top_k_per_token=100, num_return_sequences=64)
+    assert len(reply["completions"]) == 64
+
+
+def test_a_byte_order_mark(ask: Client) -> None:
+    """Which Windows' tools put in front of a file."""
+    body = json.dumps({"prompt": PROMPT, **HELM}).encode()
+    (status, marked), (_, plain) = ask("/process", b"\xef\xbb\xbf" + body), ask("/process", body)
+    assert (status, marked["tokens"]) == (200, plain["tokens"])
+
+
+@pytest.mark.parametrize("style", ["alpaca", "chatml", "plain"])
+def test_helm_fits_prompts_of_a_style(checkpoint: Path, tmp_path: Path, style: str) -> None:
+    """As it fits them (`Client.fit` of the challenge): what the style adds counts, and no prompt loses anything."""
+    train_byte_level(tmp_path)
+    for folder in (checkpoint, tmp_path):
+        service = Service(Running(checkpoint).engine, folder, get_style(style))
+        service.engine.length = window = 400
+        for text in ("The old red cat sees the sun. " * 60, "Größe 🎈🎈 \n\n 日本 " * 90, "x"):
+            for new in (1, 20, 100):
+                fitted, room = text, window - new
+                if len(service.tokenize(Tokenize(text=text, truncation=False))) > room:
+                    cut = service.tokenize(Tokenize(text=text, truncation=True, max_length=room))
+                    fitted = service.decode(api.Decode(tokens=cut))
+                    assert text.startswith(fitted.rstrip("\ufffd"))  # half a character
+                assert len(service.tokenize(Tokenize(text=fitted, truncation=False))) <= room
+                ids, lost = service.prompt(fitted, new)
+                assert lost == 0
+                assert room - len(ids) < 8 or fitted == text  # and the window is used
+        assert service.decode(api.Decode(tokens=service.tokenize(Tokenize(text="The old cat")))) == "The old cat"
+        assert service.tokenize(Tokenize(text="", truncation=False)) is not None
 
 
 def test_prompts_in_the_models_own_style(checkpoint: Path) -> None:
@@ -478,7 +560,7 @@ def test_a_signal_lets_running_requests_end(checkpoint: Path, number: int, code:
     ],
 )
 def test_bad_settings(checkpoint: Path, capfd: pytest.CaptureFixture, flags: list, message: str) -> None:
-    assert command("serve", "--checkpoint_dir", checkpoint, *flags) == 2
+    assert command("serve", "--checkpoint_dir", checkpoint, "--port", 0, *flags) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import command, local_hub
+from conftest import command, local_hub, stand_in
 from hub_server import HubServer
 from test_cli import launched
 
@@ -29,6 +29,7 @@ from lit_gpt.challenge.cards import CARDS, outlook, serving
 from lit_gpt.challenge.rules import RULES, DataSet, Entry, Finding
 from lit_gpt.checkpoint import load_gpt, read_finetuned
 from lit_gpt.config import Config
+from lit_gpt.families.catalogue import CATALOGUE
 from lit_gpt.files import locked, read_json, sha256, write_json
 from lit_gpt.finetune import Finetune
 from lit_gpt.methods import LoRA
@@ -58,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, HubS
     rows = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     with pytest.MonkeyPatch.context() as patch, local_hub(patch) as hub:
         patch.chdir(folder)
+        stand_in(patch, BASE, files["config.json"])
         hub.add(BASE, files, lfs=weights)
         hub.add("datasets/databricks/databricks-dolly-15k", {"databricks-dolly-15k.jsonl": rows})
         assert command("download", "--repo_id", BASE) == 0
@@ -198,6 +200,9 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
         assert all((bundle / name).exists() for name in copies)
     assert "scripts/download.py --repo_id" in (bundle / "Dockerfile.train").read_text()
     assert imported_from(bundle) == str(bundle / "lit_gpt")
+    for text in bundle.glob("*.md"):
+        links = re.findall(r"\]\((?!http)([^)#]+)", text.read_text())
+        assert all((bundle / link).exists() for link in links), text
     settings = yaml.safe_load((bundle / "serve.yaml").read_text())
     assert settings["checkpoint_dir"] == "model"
     assert settings["batch_size"] == 30
@@ -205,7 +210,8 @@ def test_a_bundle_by_copy(here: Path, tmp_path: Path) -> None:
     assert start(bundle, [sys.executable, "-c", code]).stdout == "4\n"
     data, whose = ((bundle / name).read_text() for name in ("DATA.md", "ATTRIBUTION.md"))
     assert "huggingface.co/datasets/databricks/databricks-dolly-15k" in data
-    assert "- rows: 24" in data
+    assert "23 rows were trained on, 1 more kept for validation" in data
+    assert "- rows taken: 24" in data
     assert "CC-BY-SA-3.0" in data
     assert f"{BASE} (https://huggingface.co/{BASE}); licence: apache-2.0" in whose
     commands = re.findall(r"^.*submission/verify.py.*", (bundle / "SUBMISSION.md").read_text(), re.MULTILINE)
@@ -223,6 +229,7 @@ def test_an_earlier_bundle_is_replaced_and_nothing_else(
     bundle = tmp_path / "bundle"
     assert prepare(bundle) == 0
     (bundle / "model/old").write_text("")
+    (bundle / "verify-failures").mkdir()  # what a trial left there
     assert prepare(bundle, lora=None) == 0
     assert not (bundle / "model/old").exists()
     assert not (bundle / "finetuned").exists()
@@ -308,6 +315,14 @@ def test_merged_weights(here: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert not (bundle / "finetuned").exists()
         assert f"--checkpoint_dir base/{BASE}" in (bundle / "Dockerfile.train").read_text()
         assert yaml.safe_load((bundle / "train/finetune.yaml").read_text())["checkpoint_dir"] == f"base/{BASE}"
+    shutil.copytree("own/merged", "own/moved")
+    told = read_json("own/moved/lit_config.json")
+    told["merged"]["base"]["checkpoint_dir"] = "gone"
+    del told["sha256"]
+    write_json("own/moved/lit_config.json", told)
+    flags = ["--checkpoint_dir", "own/moved", "--track", "a100", "--out_dir", tmp_path / "x"]
+    assert command("prepare submission", *flags) == 2
+    assert "which is not there any more; download and convert it again" in capsys.readouterr().err
     assert prepare(tmp_path / "x", "--merge", "true", "--weights", "reference") == 2
     assert "merged weights can be fetched nowhere" in capsys.readouterr().err
     assert prepare(tmp_path / "x", "--merge", "true", lora=None) == 2
@@ -419,7 +434,10 @@ def test_a_mix_is_made_again(here: Path, tmp_path: Path) -> None:
     assert plan["sources"][1]["data_file"] == ["train/data/extra.jsonl"]
     data = (bundle / "DATA.md").read_text()
     assert "## dolly" in data
-    assert data.count("- rows: 10") == 2
+    assert data.count("- rows taken: 10") == 2
+    rows = read_json("data/both/meta.json")["rows"]
+    assert rows["train"] + rows["test"] == 20
+    assert f"{rows['train']} rows were trained on, {rows['test']} more kept for validation" in data
     prepare_again(bundle, here)
     (line,) = (bundle / "train/data.sha256").read_text().splitlines()
     assert line == f"{sha256('data/both/mix.jsonl')}  data/both/mix.jsonl"
@@ -450,14 +468,15 @@ def test_what_the_run_was_made_with_must_be_there(
         return capsys.readouterr().err
 
     assert "the run's data, data/none, are not there any more" in told(settings={"data_dir": "data/none"})
-    assert "holds other data than the run was made with" in told(data={"train.pt": "0"})
-    assert "the run began with" in told(base={"weights_sha256": "0"})
+    shutil.copytree("data/dolly", "data/other")
+    Path("data/other/train.pt").write_bytes(Path("data/dolly/test.pt").read_bytes())
+    assert "holds other data than the run was made with" in told(settings={"data_dir": "data/other"})
     write_json("out/changed/run.json", {"settings": {}})
     assert prepare(tmp_path / "x", lora="out/changed") == 2
     assert "is not what a finetuning run writes" in capsys.readouterr().err
     for changes in ({"seconds": None}, {"tokens": "many"}):
         assert "is not what a finetuning run writes" in told(result=changes)
-    assert "its settings are not those of a run" in told(settings={"max_steps": "many"})
+    assert "its settings are not those of a run" in told(settings={"keep_last": "many"})
     Path("out/changed/run.json").unlink()
     assert prepare(tmp_path / "x", lora="out/changed") == 2
     assert "hours: no run.json beside what was trained" in capsys.readouterr().err
@@ -470,6 +489,43 @@ def test_what_the_run_was_made_with_must_be_there(
         == 2
     )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_json_of_another_run(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the file knows of its run; files of earlier versions, which know less; checkpoints; merged models."""
+    shutil.copytree("out/lora", "out/copied")
+    file, other = Path("out/copied/lit_model_lora_finetuned.pth"), "bring that back"
+    run, saved = read_json("out/lora/run.json"), torch.load(file)
+
+    def said(flags: tuple = (), lora: str | None = "out/copied", **changes: dict) -> str:
+        write_json("out/copied/run.json", {**run, **{key: {**run[key], **change} for key, change in changes.items()}})
+        assert prepare(tmp_path / "x", *flags, lora=lora) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    place = "error: out/copied/run.json is not of the run that wrote out/copied/lit_model_lora_finetuned.pth: "
+    assert said(settings={"max_steps": 300}) == f"{place}max_steps was 3, is 300; {other}"
+    assert "data train.pt was " in said(data={"train.pt": "0" * 64})
+    assert "lora_r was 8, is 16; seed was 1337, is 1; step was 3, is 2; bring" in said(
+        method={"lora_r": 16}, settings={"seed": 1}, result={"steps": 2}
+    )
+    assert "base weights_sha256 was " in said(base={"weights_sha256": "0" * 64})
+    # the folder of a checkpoint
+    (file.parent / "step-000002").mkdir()
+    torch.save({**saved, "run": {**saved["run"], "step": 2}}, file.parent / "step-000002" / file.name)
+    assert "seed was 1337, is 1; bring" in said(lora="out/copied/step-000002", settings={"seed": 1})
+    # what was merged
+    flags = ["--checkpoint_dir", CHECKPOINT, "--lora_path", "out/copied", "--out_dir", "own/copied"]
+    assert command("merge lora", *flags) == 0
+    capsys.readouterr()
+    assert "seed was 1337, is 1; bring" in said(("--checkpoint_dir", "own/copied"), None, settings={"seed": 1})
+    # an earlier version's
+    torch.save({key: value for key, value in saved.items() if key != "run"}, file)
+    for part, change in {"method": {"lora_alpha": 1}, "settings": {"quantize": "bnb.nf4"}}.items():
+        (name,) = change
+        assert f"{place}{name} was " in said(**{part: change})
+    write_json("out/copied/run.json", run)
+    assert prepare(tmp_path / "bundle", lora="out/copied") == 0
 
 
 def test_damaged_weights_are_not_handed_in(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -517,6 +573,7 @@ def allowed() -> Entry:
     return Entry(
         card=CARDS["a100"],
         base="openlm-research/open_llama_7b",
+        config=config,
         data=[DataSet("dolly")],
         files={},
         serving=serving(config, "bf16-true", None, 2048),
@@ -562,8 +619,19 @@ def test_what_is_allowed() -> None:
     ],
 )
 def test_bases(name: str | None, said: str) -> None:
-    found = broken("base", entry(base=name))
+    config = Config.from_name(name) if name in CATALOGUE else entry().config
+    found = broken("base", entry(base=name, config=config))
     assert said in found if said else not found
+
+
+def test_a_base_has_the_shape_of_its_name() -> None:
+    """Its name is what lit_config.json says, which everyone can write."""
+    found = broken("base", entry(config=Config.from_name("mistralai/Mistral-7B-v0.1")))
+    assert found.startswith("lit_config.json says openlm-research/open_llama_7b, but it is another model: ")
+    assert "family is mistral, not llama, n_query_groups is 8, not 32, intermediate_size is 14336" in found
+    for name, value in {"n_layer": 31, "n_embd": 2048, "n_head": 64, "padded_vocab_size": 32064}.items():
+        changed = replace(entry().config, n_query_groups=None, head_size=None, **{name: value})
+        assert f"{name} is {value}, not {getattr(entry().config, name)}" in broken("base", entry(config=changed))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import local_hub
+from conftest import local_hub, stand_in
+from hub_server import HubServer
 from test_readme import blocks, commands, small, start
 
 from lit_gpt.challenge.started import listens
@@ -39,11 +40,12 @@ SMALL = {
 """Start of a command -> what is added for lack of a GPU and time."""
 
 
-def put_stand_ins(folder: Path, hub) -> None:
+def put_stand_ins(folder: Path, hub: HubServer, patch: pytest.MonkeyPatch) -> None:
     """What the guide finds on the network: the embedded model, its window widened to the challenge's; Dolly."""
     files = {path.name: path.read_bytes() for path in (ROOT / "quickstart/hub/lit-gpt/tiny-facts").iterdir()}
     config = json.loads(files["config.json"]) | {"max_position_embeddings": 2048}
     files["config.json"] = json.dumps(config).encode()
+    stand_in(patch, MODEL, files["config.json"])
     weights = {name: files.pop(name) for name in [*files] if name.endswith((".safetensors", ".model"))}
     hub.add(MODEL, files, lfs=weights)
     rows = [{"instruction": f"Name {n} towns.", "context": "", "response": f"Oslo is one of {n}."} for n in range(64)]
@@ -122,7 +124,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory, own_tasks: Path) -> Iterator
     with pytest.MonkeyPatch.context() as patch, local_hub(patch) as hub:
         patch.chdir(folder)
         patch.setenv("OMP_NUM_THREADS", "1")
-        put_stand_ins(folder, hub)
+        put_stand_ins(folder, hub, patch)
         guide = Guide(folder)
         try:
             for words in commands(TEXT):

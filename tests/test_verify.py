@@ -4,8 +4,11 @@ import json
 import math
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,9 +57,15 @@ FOUND = {
 
 
 @pytest.fixture(autouse=True)
-def requests_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies too long for a command."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def requests_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is kept of failures goes beside where the command is called, and nothing stays in the folder for temporary
+    files."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    yield
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def tried(out: str) -> dict[str, str]:
@@ -71,6 +80,7 @@ def test_a_good_submission_passes(capsys: pytest.CaptureFixture[str]) -> None:
         assert command("verify", "--url", url) == 0
     found = tried(capsys.readouterr().out)
     assert found.keys() == {*CHECKS, *PROPERTIES}
+    assert not list(Path().iterdir())
     # how fast it is, compared with one after the other, is the machine's business here
     assert {title for title, outcome in found.items() if outcome != "pass"} <= {"many at once"}
 
@@ -90,6 +100,29 @@ def test_every_defect_is_found(
     assert found[title] == outcome
     if outcome == "warn":
         assert "FAIL" not in found.values()
+
+
+def test_a_server_that_puts_prompts_in_a_style_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    """An echoed prompt is in the middle of the text then, and /tokenize counts the style's own tokens."""
+    fake = FakeSubmission()
+    answer = fake.answer
+
+    def styled(path: str, asked: dict) -> tuple[int, object]:
+        framed = {key: f"Ask: {asked[key]} Reply:" for key in ("prompt", "text") if isinstance(asked.get(key), str)}
+        if path != "/tokenize":
+            return answer(path, {**asked, **framed})
+        status, reply = answer(path, {**asked, "truncation": False})
+        more = len(fake.split(framed["text"])) - len(reply["tokens"])
+        tokens = [0] * more + reply["tokens"]  # which /decode leaves out
+        most = max(0, asked.get("max_length", WINDOW)) if asked.get("truncation", True) else None
+        return status, {**reply, "tokens": tokens[:most]}
+
+    fake.answer = styled
+    with fake as url:
+        assert command("verify", "--url", url, "--clients", 4) == 0
+    found = tried(capsys.readouterr().out)
+    assert found.keys() == {*CHECKS, *PROPERTIES}
+    assert {found[title] for title in ("a prompt that fills the window", "HELM's way to fit 5,000 tokens")} == {"pass"}
 
 
 TOKEN = {"text": "x", "logprob": -1.0, "top_logprob": {}}
@@ -151,6 +184,50 @@ def test_the_request_of_a_failure_can_be_sent_again(capsys: pytest.CaptureFixtur
             words = [*shlex.split(failed[title]), "-o", str(tmp_path / "reply"), "-w", "%{http_code}"]
             if shutil.which("curl"):
                 assert subprocess.run(words, capture_output=True, text=True).stdout == status
+        assert "@verify-failures/a-prompt-that-fills-the-window.json" in failed["a prompt that fills the window"]
+        assert all(path.parent.name == "verify-failures" for path in Path().rglob("*.json"))
+        Path("file").touch()
+        assert command("verify", "--url", url, "--failures_dir", "file") == 1
+    assert "its request was not kept: cannot write file/" in capsys.readouterr().out
+
+
+def test_a_server_that_never_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    """It accepts connections, and that is all: one wait is enough."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert command("verify", "--url", url, "--timeout", 0.3, "--save_filepath", "report.json") == 1
+    shown = capsys.readouterr()
+    first, curl, rest, _, last = shown.out.splitlines()
+    assert first.startswith("FAIL  the organisers' health check")
+    assert "no answer after 0.3 s (timed out)" in first
+    assert curl.strip().startswith("curl ")
+    assert rest == "      No answer comes: the other checks are not tried."
+    count = len(CHECKS) + len(PROPERTIES)
+    assert last == f"{count} checks: 0 passed, 0 warned, 1 failed, {count - 1} not tried."
+    findings = json.loads(Path("report.json").read_text())["findings"]
+    assert [finding["outcome"] for finding in findings] == ["FAIL"] + ["not tried"] * (count - 1)
+
+
+def test_a_server_that_stops_answering(capsys: pytest.CaptureFixture[str]) -> None:
+    """One check may time out; after two in a row the rest is not tried."""
+    fake, count = FakeSubmission(), 0
+    answer = fake.answer
+
+    def slow(path: str, asked: dict) -> tuple[int, object]:
+        nonlocal count
+        count += 1
+        time.sleep(1.5 if count == 3 or count > 5 else 0)
+        return answer(path, asked)
+
+    fake.answer = slow
+    with fake as url:
+        assert command("verify", "--url", url, "--timeout", 0.5) == 1
+    found = tried(out := capsys.readouterr().out)
+    outcomes = [found[title] for title in found]
+    assert outcomes.count("FAIL") == 3
+    assert outcomes[-2:] == ["FAIL", "FAIL"]
+    assert len(outcomes) < len(CHECKS)
+    assert f"{len(CHECKS) + len(PROPERTIES) - len(outcomes)} not tried." in out
 
 
 def test_helm_cuts_a_prompt_so() -> None:
@@ -212,9 +289,8 @@ def test_a_bad_end(way: str, bundle: Path, capsys: pytest.CaptureFixture[str], m
     assert command("verify", "--bundle_dir", bundle) == 1
     out = capsys.readouterr().out
     assert tried(out)["ends when told to"] == "FAIL"
-    log = Path(out.partition("What the server wrote: ")[2].split()[0])
-    assert log.is_file()
-    log.unlink()
+    assert out.partition("What the server wrote: ")[2].split()[0] == "verify-failures/server.log"
+    assert Path("verify-failures/server.log").is_file()
 
 
 def test_an_answer_that_is_lost(

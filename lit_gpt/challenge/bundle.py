@@ -2,7 +2,7 @@
 
     Dockerfile, Dockerfile.train, requirements.txt    serving and training; exact versions
     serve.yaml                                        settings of submission/serve.py
-    lit_gpt/ scripts/ finetune/ submission/           the code
+    lit_gpt/ scripts/ finetune/ submission/           the code; README.md and what it links to
     model/, finetuned/                                the weights, or where they are fetched; what was trained
     train/                                            settings, run.json, metrics.csv, rows of your own
     SUBMISSION.md, DATA.md, ATTRIBUTION.md            what was checked; the data; licences
@@ -35,14 +35,14 @@ from lit_gpt.serve import Serve
 from lit_gpt.settings import UserError, did_you_mean, one_line, parse
 
 ROOT = Path(__file__).parents[2]
-CODE = ("lit_gpt", "scripts", "finetune", "submission")
-ABOUT = ("pyproject.toml", "README.md", "LICENSE")
+CODE = ("lit_gpt", "scripts", "finetune", "submission", "tutorials")
+ABOUT = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE")
 MARKS = ("SUBMISSION.md", "Dockerfile", "serve.yaml")
 """What an earlier bundle is known by."""
 NAMES = {*CODE, *ABOUT, *MARKS, "Dockerfile.train", "requirements.txt", "DATA.md", "ATTRIBUTION.md"} | {
-    *("model", "base", "finetuned", "train")
+    *("model", "base", "finetuned", "train", "verify-failures")
 }
-"""All that a bundle holds; anything else is somebody's work."""
+"""All that a bundle, or its trial, leaves there; anything else is somebody's work."""
 MOST_ROWS = 30
 """Requests that the evaluation has under way at once."""
 
@@ -121,6 +121,7 @@ def prepare_submission(settings: Submission) -> None:
     entry = Entry(
         card=card,
         base=model.repo_id,
+        config=model.config,
         data=again.data if again else [],
         files=files,
         serving=needed,
@@ -218,7 +219,7 @@ def _check_style(name: str | None, s: Submission, model: Model) -> None:
 
 
 def _code(out: Path) -> Files:
-    """The toolkit's own files that a container needs, without a bundle among them."""
+    """The toolkit's own files that a container or its reader needs, without a bundle among them."""
     if not (ROOT / "scripts").is_dir():
         raise UserError(f"there are no launchers beside {ROOT}; run this command from a clone of the repository")
     paths = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
@@ -326,11 +327,14 @@ def _data(again: Training | None) -> str:
     """The data: where they are from, what was taken, and how they were prepared."""
     if not again:
         return "# Data\n\nNothing was trained, or nothing is known of it.\n"
-    lines = ["# Data", ""]
+    counts = (
+        f"{again.rows['train']:,} rows were trained on, {again.rows['test']:,} more kept for validation (`test.pt`)."
+    )
+    lines = ["# Data", "", counts, ""]
     for found in again.data:
         lines += [f"## {found.name}", "", f"- where: {found.place or 'in this bundle only, `train/data/`'}"]
         lines += [f"- commit: {found.commit}"] if found.commit else []
-        lines += [f"- licence: {found.licence or 'unknown'}", f"- rows: {found.rows:,}"]
+        lines += [f"- licence: {found.licence or 'unknown'}", f"- rows taken: {found.rows:,}"]
         lines += [f"- file `{file['file']}`, SHA-256 {file['sha256']}" for file in found.files]
         lines.append("")
     steps = [step.removeprefix("RUN ") for step in again.steps if step.startswith("RUN python")]

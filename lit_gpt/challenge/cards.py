@@ -64,6 +64,8 @@ class Outlook:
 
     peak_gb: float
     """Memory of its largest step: of a usual pack, or of one with a sample of `LONGEST` tokens."""
+    limit_gb: float
+    """What it may take: of the card, or of the run's own `memory_gb` where that is less."""
     fits: bool
     pack: int
     """Tokens of a usual pack, as many as fit; 0: padded micro-batches."""
@@ -97,7 +99,7 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
     again = tokens > found.recompute_above
     starting = STARTING[bool(settings.quantize), again] * config.n_layer / 32
     computing = tokens * operations(needed, config, again) / (SHARE * card.tflops * 1e12)
-    return Outlook(found.peak / 1e9, found.fits, usual, again, tokens / (starting + computing))
+    return Outlook(found.peak / 1e9, budget / 1e9, found.fits, usual, again, tokens / (starting + computing))
 
 
 def operations(needed: "Needs", config: "Config", again: bool) -> float:
@@ -193,14 +195,17 @@ def table(paths: list[Path], mean_length: int) -> str:
     rows = ["| settings | base | card | memory, GB | packs, tokens | tokens/s | tokens | hours |"]
     rows.append("|---|---|---|---:|---|---:|---:|---:|")
     for path in paths:
-        run, method = parse(["--config", str(path)], [Finetune, LoRA], "", "")
-        name = "/".join(run.checkpoint_dir.parts[-2:])
-        described = (run.checkpoint_dir / "lit_config.json").is_file()
-        config = Config.from_checkpoint(run.checkpoint_dir) if described else Config.from_name(name)
-        tokens = run_length(run, mean_length)
+        try:
+            run, method = parse(["--config", str(path)], [Finetune, LoRA], "", "")
+            name = "/".join(run.checkpoint_dir.parts[-2:])
+            described = (run.checkpoint_dir / "lit_config.json").is_file()
+            config = Config.from_checkpoint(run.checkpoint_dir) if described else Config.from_name(name)
+            tokens = run_length(run, mean_length)
+        except UserError as error:
+            raise UserError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from error
         for card in CARDS.values():
             seen = outlook(card, run, method, config)
-            memory = f"{seen.peak_gb:.1f} of {card.usable_gb:.1f}"
+            memory = f"{seen.peak_gb:.1f} of {seen.limit_gb:.1f}"
             packs = f"{seen.pack:,}" + (", recomputed" if seen.again else "")
             speed = [f"{seen.tokens_per_second:,.0f}", f"{tokens / 1e6:.1f} M", f"{seen.hours(tokens):.1f}"]
             cells = [memory, packs, *speed] if seen.fits else [memory, "do not fit", "", "", ""]

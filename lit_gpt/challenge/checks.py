@@ -27,6 +27,9 @@ HEALTH = {"prompt": "The capital of France is "}
 SHIFT = 0.25
 """Nats by which a token's log-probability may differ between writing and reading it: arithmetic in 16 bits."""
 
+NEARLY = 8
+"""Tokens, or characters, that may be lost besides when a text is cut to a number of tokens."""
+
 BATCHED = 1.5
 """Times by which requests at once are faster than one after the other if a server computes them together."""
 
@@ -229,15 +232,17 @@ def echo(trial: Trial) -> str:
     for token in read.tokens:
         places[place] = token
         place += len(token["text"])
-    place, compared = len(asked["prompt"]), 0
+    place, compared, other = len(asked["prompt"]), 0, []
     for token in written.tokens:
         again = places.get(place)
         if again is not None and again["text"] == token["text"] and token["text"]:
             compared += 1
             if abs(again["logprob"] - token["logprob"]) > SHIFT:
                 message = f"{token['logprob']:.2f} when written, {again['logprob']:.2f} in the prompt"
-                raise Failure(f"the log-probability of {token['text']!r} is {message}: shifted by one?", read.request)
+                other.append(f"the log-probability of {token['text']!r} is {message}: shifted by one?")
         place += len(token["text"])
+    if len(other) > compared / 2:  # a first word that is spelt in another way, read again, changes some behind it
+        raise Failure(other[0], read.request)
     return f"{compared} log-probabilities compared"
 
 
@@ -251,7 +256,8 @@ def truncation(trial: Trial) -> str:
         raise Failure(f"truncation is false, but a text of {len(text)} characters has {len(whole)} tokens", shown)
     for length in (WINDOW, WINDOW - 400, 100):
         cut = client.tokenize(text, truncation=True, max_length=length)
-        if cut != whole[:length]:
+        # a few less are needed where the text's end takes more tokens in the server's prompt style
+        if cut != whole[: len(cut)] or not length - NEARLY <= len(cut) <= length:
             asked = {"text": text, "truncation": True, "max_length": length}
             shown = Request("POST", "/tokenize", json.dumps(asked).encode())
             raise Failure(f"truncated to {length} tokens, but got {len(cut)}, or others than the first", shown)
@@ -280,7 +286,7 @@ def fitting(trial: Trial) -> str:
         cut, less = trial.client.fit(long_text(trial.client, 5000, plain=False), room)
         trial.client.process(cut, room, stop_sequences=SHAPES[name]["stop_sequences"])
         notes.append(less)
-        if less > 8:
+        if less > NEARLY:
             shown = Request("POST", "/tokenize", json.dumps({"text": cut, "truncation": False}).encode())
             raise Failure(f"the cut prompt had to lose {less} more characters to fit", shown)
     return f"letters beyond ASCII; up to {max(notes)} characters less than the tokenizer's cut"
@@ -296,7 +302,7 @@ def full_window(trial: Trial) -> str:
                 break
             text += " a"
         reply = client.process(text, room, echo_prompt=room == 1)
-        if room == 1 and not reply.text.startswith(text[:100]):
+        if room == 1 and text.strip() not in reply.text:
             raise Failure(f"the prompt lost its beginning: the window is smaller than {WINDOW} tokens", reply.request)
     return f"{WINDOW - 1} + 1, {WINDOW - 64} + 64 and {WINDOW - 400} + 400 tokens"
 

@@ -9,12 +9,14 @@ import json
 import shlex
 import socket
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from lit_gpt.files import atomic
 
 WINDOW = 2048
 """Tokens of a prompt and its answer, by the challenge's rules."""
@@ -36,17 +38,21 @@ class Request(NamedTuple):
     path: str
     body: bytes | None
 
-    def curl(self, url: str) -> str:
-        """The command that sends the same; a long body is written to a temporary file."""
+    def curl(self, url: str, file: Path) -> str:
+        """The command that sends the same; a body that is too long for it is written to `file`.
+
+        Raises:
+            UserError: it cannot be written there.
+        """
         words = ["curl", "-sS", url + self.path]
         if self.method != "POST":
             words += ["-X", self.method]
         if self.body is not None:
             text = self.body.decode(errors="replace")
             if len(text) > LONGEST_SHOWN or text.encode() != self.body:
-                with tempfile.NamedTemporaryFile(prefix="request-", suffix=".json", delete=False) as file:
-                    file.write(self.body)
-                text = f"@{file.name}"
+                with atomic(file) as temporary:
+                    temporary.write_bytes(self.body)
+                text = f"@{file}"
             words += ["-H", "Content-Type: application/json", "--data-binary", text]
         return shlex.join(words)
 
@@ -99,6 +105,10 @@ class Doubt(Failure):
     """The evaluation accepts this, but it is unlikely to be meant."""
 
 
+class Silence(Failure):
+    """No answer came within the time that there is for one."""
+
+
 @dataclass
 class Client:
     """Talks to a submission, one connection for each request, as HELM does."""
@@ -127,7 +137,8 @@ class Client:
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
             seconds = time.perf_counter() - began
-            raise Failure(f"no answer after {seconds:.1f} s ({str(error) or type(error).__name__})", request) from error
+            kind = Silence if isinstance(error, TimeoutError) else Failure
+            raise kind(f"no answer after {seconds:.1f} s ({str(error) or type(error).__name__})", request) from error
         finally:
             connection.close()
         try:

@@ -12,19 +12,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lit_gpt.challenge.checks import HEALTH
 from lit_gpt.challenge.client import Client, Failure
 from lit_gpt.challenge.started import Started, checked_url, listens
 from lit_gpt.files import read_json, results_folder, write_json, write_text
 from lit_gpt.results import markdown
-from lit_gpt.settings import UserError, at_least
+from lit_gpt.settings import UserError, at_least, did_you_mean
 
 VERSION = "0.5.16"
 """Of crfm-helm; sends what 0.2.4 sent, which scored the challenge and can no longer be installed."""
-
-Task = Literal["mmlu", "truthful_qa", "gsm", "big_bench", "bbq"]
 
 ANSWERS = 120
 """Seconds in which a server must answer a first question."""
@@ -63,8 +61,8 @@ class HelmCheck:
     """Folder that prepare_submission wrote; unset: the current one, or the one that this command is part of."""
     helm_python: Path | None = None
     """Python that has crfm-helm; unset: this one."""
-    tasks: list[Task] = field(default_factory=list)
-    """Which of the five; unset: those whose files are there."""
+    tasks: list[str] | str = field(default_factory=list)
+    """Which of mmlu, truthful_qa, gsm, big_bench and bbq, such as "[gsm,bbq]"; unset: those whose files are there."""
     max_eval_instances: int = 100
     """Questions of a run: a subject, a BIG-bench task with a number of examples."""
     clients: int = 30
@@ -76,6 +74,10 @@ class HelmCheck:
 
     def __post_init__(self) -> None:
         at_least(1, self, "max_eval_instances", "clients")
+        self.tasks = self.tasks.strip("[]").split(",") if isinstance(self.tasks, str) else self.tasks
+        if unknown := [name for name in self.tasks if name not in _FINDERS]:
+            hint = did_you_mean(unknown[0], _FINDERS)
+            raise UserError(f"--tasks: no task '{unknown[0]}'; {hint}they are {', '.join(_FINDERS)}")
         self.url = checked_url(self.url, self.bundle_dir)
         if not self.local_data.is_dir():
             raise UserError(f"--local_data: no folder {self.local_data}; --help says what belongs into it")
@@ -141,7 +143,7 @@ def find_helm(python: Path | None) -> str:
     return program
 
 
-def plan(folder: Path, tasks: list[Task]) -> tuple[list[str], dict[str, Path]]:
+def plan(folder: Path, tasks: list[str]) -> tuple[list[str], dict[str, Path]]:
     """What is run and which files that takes: HELM's run descriptions, place below benchmark_output -> file.
 
     Raises:

@@ -62,11 +62,11 @@ def joined(reply: Reply) -> str | None:
 
 
 def prompt(reply: Reply) -> str | None:
-    """The text begins with the prompt if that was asked for (echo_prompt), and is without it otherwise."""
-    echoed = len(reply.prompt) > 8 and reply.text.strip().startswith(reply.prompt.strip())
-    if reply.asked.get("echo_prompt"):
-        return None if echoed else "echo_prompt is true, but 'text' does not begin with the prompt"
-    return "'text' repeats the prompt" if echoed else None
+    """The prompt is in the text if that was asked for (echo_prompt), and the text does not begin with it otherwise."""
+    asked, text = reply.prompt.strip(), reply.text.strip()
+    if reply.asked.get("echo_prompt"):  # a prompt style of the server's may stand around it
+        return None if asked in text else "echo_prompt is true, but the prompt is not in 'text'"
+    return "'text' repeats the prompt" if len(reply.prompt) > 8 and text.startswith(asked) else None
 
 
 def stopped(reply: Reply) -> str | None:
@@ -77,7 +77,9 @@ def stopped(reply: Reply) -> str | None:
 
 
 def special(reply: Reply) -> str | None:
-    """Nor is the token that ends a text."""
+    """Nor is the token that ends a text; an echoed prompt may have some of its style."""
+    if reply.asked.get("echo_prompt"):
+        return None
     found = [word for word in SPECIAL if word in reply.text and word not in reply.prompt]
     return f"the special token {found[0]} is in 'text'" if found else None
 

@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_gpt.challenge.cards import LONGEST, Card, Outlook, Serving
 from lit_gpt.families.catalogue import find
 from lit_gpt.files import size_text
 from lit_gpt.settings import UserError
+
+if TYPE_CHECKING:
+    from lit_gpt.config import Config
 
 LIMIT_HOURS, LIMIT_MINUTES = 24, 20
 
@@ -34,7 +37,7 @@ class DataSet:
     """Their names and SHA-256."""
     licence: str | None = None
     rows: int = 0
-    """Of them, those that were taken."""
+    """Of them, those that were taken, for training or validation."""
     local: list[Path] = field(default_factory=list)
     """Files of this machine's, where it was not downloaded."""
     gone: bool = False
@@ -55,6 +58,8 @@ class Entry:
     card: Card
     base: str | None
     """Name of the base model on the hub, <org>/<name>."""
+    config: "Config"
+    """Its architecture."""
     data: list[DataSet]
     files: Mapping[str, Path | str]
     """Place in the bundle -> a file, or a text."""
@@ -88,8 +93,14 @@ class Rule(NamedTuple):
     source: str
 
 
+SHAPE = ("family", "n_layer", "n_embd", "n_head", "n_query_groups", "intermediate_size", "padded_vocab_size")
+"""What a base has in common with the model whose name it has."""
+
+
 def base(entry: Entry) -> Iterator[Finding]:
-    """The base is on the list of approved ones, and was not tuned to instructions."""
+    """The base is on the list of approved ones, was not tuned to instructions, and has the shape of its name."""
+    from lit_gpt.config import Config
+
     name = entry.base
     try:
         row = find(name) if name else None
@@ -104,7 +115,13 @@ def base(entry: Entry) -> Iterator[Finding]:
     elif not row.allowed:
         yield Finding(False, f"{name} is not among the approved bases; scripts/download.py lists those that are")
     else:
-        yield Finding(True, f"{name}: approved, a base model, licence {row.licence}")
+        known, ours = Config.from_hf(row.config), entry.config
+        pairs = {key: (getattr(ours, key), getattr(known, key)) for key in SHAPE}
+        other = [f"{key} is {own}, not {its}" for key, (own, its) in pairs.items() if own != its]
+        if other:
+            yield Finding(False, f"lit_config.json says {name}, but it is another model: {', '.join(other)}")
+        else:
+            yield Finding(True, f"{name}: approved, a base model, licence {row.licence}")
 
 
 PERMITTED = {
@@ -201,11 +218,11 @@ def memory(entry: Entry) -> Iterator[Finding]:
         + ("" if fits else "; serve fewer rows at once or quantize (--serve_config)"),
     )
     if entry.training:
-        fits = entry.training.fits
+        seen = entry.training
         yield Finding(
-            fits,
-            f"training takes {entry.training.peak_gb:.1f} of {most:.1f} GB on the {entry.card.name}, with a sample of "
-            f"{LONGEST:,} tokens" + ("" if fits else "; finetune with --quantize bnb.nf4-dq"),
+            seen.fits,
+            f"training takes {seen.peak_gb:.1f} of {seen.limit_gb:.1f} GB on the {entry.card.name}, with a sample of "
+            f"{LONGEST:,} tokens" + ("" if seen.fits else "; finetune with --quantize bnb.nf4-dq"),
         )
 
 

@@ -1,6 +1,8 @@
 """The server of a bundle, started to be tried."""
 
+import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,8 +23,8 @@ class Started:
     def __init__(self, folder: Path | None, start_timeout: float) -> None:
         """`start_timeout`: seconds until it must answer. Raises UserError if there is no bundle."""
         self.folder, self.start_timeout = find_bundle(folder), start_timeout
-        self.keep_log = False
-        """Whether the file with what the server wrote stays."""
+        self.keep_log: Path | None = None
+        """Where what the server wrote goes in the end."""
 
     def __enter__(self) -> "Started":
         with socket.socket() as free:
@@ -71,8 +73,11 @@ class Started:
         if self.process.poll() is None:
             self.terminate()
         self.log.close()
-        if not self.keep_log:
-            Path(self.log.name).unlink(missing_ok=True)
+        if self.keep_log:
+            with contextlib.suppress(OSError):
+                self.keep_log.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.log.name, self.keep_log)
+        Path(self.log.name).unlink(missing_ok=True)
 
 
 def checked_url(url: str | None, bundle_dir: Path | None) -> str | None:

@@ -32,6 +32,8 @@ class Training:
     """A run, ready to be repeated."""
 
     data: list[DataSet]
+    rows: dict[str, int]
+    """How many were trained on ("train"), and how many were kept for validation ("test")."""
     outlook: Outlook
     base: Part
     files: Files
@@ -55,7 +57,7 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
     """
     settings, method = run["settings"], dict(run["method"])
     base = _base(model, served, run)
-    data, files, steps, data_dir = _data(run, base.folder)
+    data, rows, files, steps, data_dir = _data(run, base.folder)
     known = {field.name for field in fields(Finetune)}
     changes = {
         "checkpoint_dir": base.folder,
@@ -95,7 +97,7 @@ def training(run: dict[str, Any], folder: Path, model: Model, served: Part | Non
     if config.get("compile"):
         steps.insert(0, "RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev")
     command = ["python", f"finetune/{name}.py", "--config", "train/finetune.yaml"]
-    return Training(data, seen, base, files, steps, command)
+    return Training(data, rows, seen, base, files, steps, command)
 
 
 def _base(model: Model, served: Part | None, run: dict[str, Any]) -> Part:
@@ -113,8 +115,9 @@ def _base(model: Model, served: Part | None, run: dict[str, Any]) -> Part:
     return served or copied(model.base, "base")
 
 
-def _data(run: dict[str, Any], base: str) -> tuple[list[DataSet], Files, list[str], str]:
-    """The run's data: where the rows are from, files for the bundle, steps that prepare them, and the folder."""
+def _data(run: dict[str, Any], base: str) -> tuple[list[DataSet], dict[str, int], Files, list[str], str]:
+    """The run's data: where the rows are from, how many are for what, files for the bundle, steps that prepare them,
+    and the folder."""
     from lit_gpt.data.dataset import TokenDataset
 
     folder, told = Path(run["settings"]["data_dir"]), run["data"]
@@ -173,7 +176,7 @@ def _data(run: dict[str, Any], base: str) -> tuple[list[DataSet], Files, list[st
     if sums:
         files["train/data.sha256"] = "".join(f"{digest}  {place}\n" for place, digest in sums.items())
         steps.append("RUN sha256sum --check --quiet train/data.sha256")
-    return sources, files, steps, target
+    return sources, meta["rows"], files, steps, target
 
 
 def _list(value: Any) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import sys
 import threading
 import time
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.challenge.checks import CHECKS, Trial
-from lit_gpt.challenge.client import GREEDY, SHAPES, Client, Doubt, Failure
+from lit_gpt.challenge.client import GREEDY, SHAPES, Client, Doubt, Failure, Silence
 from lit_gpt.challenge.properties import PROPERTIES, fields, is_finite
 from lit_gpt.challenge.started import GRACE, Started, checked_url, listens
 from lit_gpt.files import results_folder, write_json
 from lit_gpt.settings import Stopped, UserError, at_least, one_line
 
 COLOURS = {"pass": "\033[32m", "warn": "\033[33m", "FAIL": "\033[31m"}
+GIVEN_UP = 2
+"""Checks in a row without an answer after which no more are made; if there was none before, one is enough."""
 
 
 @dataclass
@@ -39,6 +42,9 @@ class Verify:
     """Seconds until a started server must answer; the organisers waited for 20 minutes."""
     save_filepath: Path | None = None
     """JSON file for what was found, with all requests that failed."""
+    failures_dir: Path = Path("verify-failures")
+    """Folder for requests that failed and are too long for a command, and for what a started server wrote; made only if
+    there are any."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "clients")
@@ -51,16 +57,24 @@ class Verify:
 class Report:
     """Makes checks, prints what they find line by line, and keeps it."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, folder: Path) -> None:
+        """`folder`: for requests that failed and are too long to be printed."""
+        self.url, self.folder = url, folder
         self.findings: list[dict[str, Any]] = []
+        self.silent = 0
+        """Checks in a row to which no answer came."""
 
     def run(self, title: str, check: Callable[[], str | None]) -> None:
-        """Makes a check; its note is what it returns or raises."""
+        """Makes a check; its note is what it returns or raises. After `GIVEN_UP` without an answer none is made."""
+        if self.silent >= GIVEN_UP:
+            self.findings.append({"check": title, "outcome": "not tried", "note": "", "seconds": 0.0})
+            return
         began = time.perf_counter()
         try:
             outcome, note, request = "pass", check() or "", None
+            self.silent = 0
         except Failure as failure:
+            self.silent = self.silent + 1 if isinstance(failure, Silence) else 0
             outcome, note = "warn" if isinstance(failure, Doubt) else "FAIL", str(failure)
             request = failure.request
         shown = outcome
@@ -70,10 +84,16 @@ class Report:
         seconds = round(time.perf_counter() - began, 3)
         finding: dict[str, Any] = {"check": title, "outcome": outcome, "note": note, "seconds": seconds}
         if request is not None:
-            finding["request"] = request.curl(self.url)
+            file = self.folder / f"{'-'.join(re.findall(r'[A-Za-z0-9]+', title))}.json"
+            try:
+                finding["request"] = request.curl(self.url, file)
+            except UserError as error:
+                finding["request"] = f"its request was not kept: {error}"
             if note not in (known["note"] for known in self.findings):  # one is enough
                 print(f"      {finding['request']}", flush=True)
         self.findings.append(finding)
+        if self.silent >= GIVEN_UP:
+            print("      No answer comes: the other checks are not tried.", flush=True)
 
     def count(self, outcome: str) -> int:
         """How many checks ended so."""
@@ -135,20 +155,22 @@ def verify(settings: Verify) -> None:
             raise UserError(f"--url: nothing listens at {settings.url}; start it with python submission/serve.py")
         url = server.url if server else settings.url
         trial = Trial(Client(url, settings.timeout), settings.clients, settings.budget)
-        report = Report(url)
+        report = Report(url, settings.failures_dir)
         if server:
             report.run("starts", lambda: f"{server.seconds:.1f} s")
+        report.silent = GIVEN_UP - 1  # to listen is not to answer
         for title, check in CHECKS.items():
             report.run(title, functools.partial(check, trial))
         for title in PROPERTIES:
             report.run(title, functools.partial(holds, title, trial))
         if server:
             report.run("ends when told to", functools.partial(ends, server, trial))
-            server.keep_log = report.count("FAIL") > 0
-            if server.keep_log:
-                print(f"\nWhat the server wrote: {server.log.name}")
-    failed, warned = report.count("FAIL"), report.count("warn")
-    print(f"\n{len(report.findings)} checks: {report.count('pass')} passed, {warned} warned, {failed} failed.")
+            if report.count("FAIL"):
+                server.keep_log = settings.failures_dir / "server.log"
+                print(f"\nWhat the server wrote: {server.keep_log}")
+    failed, left = report.count("FAIL"), report.count("not tried")
+    counts = f"{report.count('pass')} passed, {report.count('warn')} warned, {failed} failed"
+    print(f"\n{len(report.findings)} checks: {counts}{f', {left} not tried' if left else ''}.")
     if settings.save_filepath is not None:
         write_json(settings.save_filepath, {"url": url, "failed": failed, "findings": report.findings})
     if failed:

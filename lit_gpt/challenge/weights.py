@@ -157,8 +157,9 @@ def tuned(path: Path | None, model: Model) -> Tuned:
     from lit_gpt.peft_files import PROMPT_STYLE, is_peft
 
     if path is None:
-        return _with_run(Tuned(), model.trained) if model.trained else Tuned()
+        return _with_run(Tuned(), model.trained, model.described["merged"]) if model.trained else Tuned()
     apply_finetuned(meta_gpt(model.config), path, model.folder)
+    saved = read_finetuned(path, model.folder)
     if is_peft(path):
         files = [*sorted(path.glob("adapter_*")), *path.glob(PROMPT_STYLE)]
         found = Tuned({f"finetuned/{file.name}": file for file in files}, "finetuned")
@@ -167,8 +168,8 @@ def tuned(path: Path | None, model: Model) -> Tuned:
         found = Tuned({f"finetuned/{file.name}": file}, f"finetuned/{file.name}")
         if (beside := file.with_name("hyperparameters.yaml")).is_file():
             found.files[f"finetuned/{beside.name}"] = beside
-        found = _with_run(found, file)
-    found.quantize = read_finetuned(path, model.folder).get("quantize")
+        found = _with_run(found, file, saved)
+    found.quantize = saved.get("quantize")
     found.size = sum(Path(file).stat().st_size for file in found.files.values())
     return found
 
@@ -185,11 +186,14 @@ NEEDED = {
 """What a bundle takes from a `run.json`: part and key -> kind."""
 
 
-def _with_run(found: Tuned, file: Path) -> Tuned:
+def _with_run(found: Tuned, file: Path, saved: dict[str, Any]) -> Tuned:
     """Adds the `run.json` of what a run wrote; that of a checkpoint is one folder up.
 
+    Args:
+        saved: what the file says of itself, or the merged model of what was merged.
+
     Raises:
-        UserError: it is none that a run wrote.
+        UserError: it is none that a run wrote, or another run's.
     """
     for folder in (file.parent, file.parent.parent):
         if (folder / "run.json").is_file():
@@ -199,5 +203,25 @@ def _with_run(found: Tuned, file: Path) -> Tuned:
             known = known and isinstance(found.run.get("hardware"), str)
             if not known or not all(isinstance(found.run[part].get(key), kind) for (part, key), kind in NEEDED.items()):
                 raise UserError(f"{folder / 'run.json'} is not what a finetuning run writes; bring that one back")
+            if different := _differences(saved, found.run, folder == file.parent):
+                place = folder / "run.json"
+                raise UserError(f"{place} is not of the run that wrote {file}: {'; '.join(different)}; bring that back")
             break
     return found
+
+
+def _differences(saved: dict[str, Any], run: dict[str, Any], last: bool) -> list[str]:
+    """In what a `run.json` and what a finetuned file says of itself differ.
+
+    Args:
+        last: the file is what the run ended with, not one of its checkpoints.
+    """
+    from lit_gpt.record import differences, identity
+
+    told = saved.get("run")
+    if told is None:  # an earlier version wrote the file
+        known = {"method": saved["method"], "base": saved.get("base") or {}}
+        told = identity({**known, "settings": {"quantize": saved.get("quantize")}})
+    said = identity(run) | ({"step": run["result"].get("steps")} if last else {})
+    both = told.keys() & said.keys()  # one of them may be another version's, with other settings
+    return differences({key: told[key] for key in both}, {key: said[key] for key in both})
