@@ -24,11 +24,13 @@ def worst(variant: str) -> tuple[float, float]:
     """The largest error of whole texts, and of one decoded token by token."""
     theirs, ours = pair(variant)
     texts = []
-    for batch, length in ((1, 1), (3, 2), (2, 17), (3, 64)):
+    long = [] if ours.config.short_length is None else [(2, ours.config.short_length + 9)]
+    for batch, length in ((1, 1), (3, 2), (2, 17), (3, 64), *long):
         idx = tokens(ours, batch, length)
         texts.append(error(ours(idx), theirs(idx).logits))
-    idx = tokens(ours, 2, 11)
-    cache = KVCache(ours.config, 2, 11, "cpu", torch.float32)
+    _, length = (*long, (2, 11))[0]
+    idx = tokens(ours, 2, length)
+    cache = KVCache(ours.config, 2, length, "cpu", torch.float32)
     logits = torch.cat([ours(piece, cache=cache) for piece in idx.split(1, dim=1)], dim=1)
     return max(texts), error(logits, theirs(idx).logits)
 

@@ -31,20 +31,26 @@ class Look:
     """c: a score x becomes c tanh(x / c) (arXiv 2408.00118)."""
     alibi_heads: int | None = None
     """ALiBi (arXiv 2108.12409): something is taken from a score per token of distance, for each of so many heads."""
+    alibi_rounded: bool = False
+    """As Falcon has it: slope times place of a key, in bfloat16, is added to a score before that is scaled. Rounding
+    makes it depend on more than the distance."""
 
     def plain(self, length: int) -> bool:
         """Whether among so many tokens nothing but the scale matters."""
         return self.softcap is None and self.alibi_heads is None and (self.window is None or self.window >= length)
 
-    def bias(self, distance_TS: Tensor) -> Tensor:
-        """What is added to the scores of keys at these distances before the query: (T, S), or (H, T, S) with ALiBi."""
+    def bias(self, query_T1: Tensor, key_S: Tensor) -> Tensor:
+        """What is added to the scores of queries and keys at these places: (T, S), or (H, T, S) with ALiBi."""
+        distance_TS = query_T1 - key_S
         hidden = distance_TS < 0
         if self.window is not None:
             hidden = hidden | (distance_TS >= self.window)
         if self.alibi_heads is None:
             return torch.zeros(distance_TS.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        slopes_H = alibi_slopes(self.alibi_heads, hidden.device)
-        return (-slopes_H.view(-1, *[1] * hidden.ndim) * distance_TS).masked_fill_(hidden, -torch.inf)
+        slopes = alibi_slopes(self.alibi_heads, hidden.device).view(-1, *[1] * hidden.ndim)
+        if self.alibi_rounded:
+            return ((slopes.bfloat16() * key_S).float() * self.scale).masked_fill(hidden, -torch.inf)
+        return (-slopes * distance_TS).masked_fill_(hidden, -torch.inf)
 
 
 def alibi_slopes(heads: int, device: torch.device) -> Tensor:
@@ -89,8 +95,8 @@ def _one_query(q_BH1D: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, look: Look, bias:
     B, H, _, D = q_BH1D.shape
     G = k_BGSD.size(1)
     q_BGRD = q_BH1D.reshape(B, G, H // G, D)
-    if bias is not None and bias.ndim == 4 and bias.size(1) == H:
-        bias = bias.reshape(bias.size(0), G, H // G, bias.size(3))
+    if bias is not None and bias.ndim > 2 and bias.size(-3) == H:
+        bias = bias.reshape(-1, G, H // G, bias.size(-1))
     if look.softcap is None and H == G and q_BH1D.dtype == torch.bfloat16 and not q_BH1D.is_cuda:
         q_BGRD = q_BGRD.expand(B, G, 2, D)
     if look.softcap is None:
@@ -112,7 +118,7 @@ def causal(layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, look: Loo
     if look.plain(T):
         return sdpa(q_BHTD, k_BGTD, v_BGTD, look, causal=True)
     places = torch.arange(T, device=q_BHTD.device)
-    return sdpa(q_BHTD, k_BGTD, v_BGTD, look, look.bias(places[:, None] - places))
+    return sdpa(q_BHTD, k_BGTD, v_BGTD, look, look.bias(places[:, None], places))
 
 
 class Pack:
@@ -155,9 +161,11 @@ class Pack:
 
     @cached_property
     def lengths_1T(self) -> Tensor:
-        """Tokens of the run that a token belongs to."""
-        lengths = np.array([stop - start for start, stop in self.runs])
-        return torch.from_numpy(lengths.repeat(lengths))[None].to(self.device)
+        """Tokens of the longest of the sequences that share their first token with this one."""
+        starts = np.flatnonzero(self.depths == 0)
+        lengths = np.maximum.reduceat(self.depths, starts) + 1
+        sizes = np.diff(starts, append=len(self.depths))
+        return torch.from_numpy(lengths.repeat(sizes))[None].to(self.device)
 
     @cached_property
     def _depths(self) -> Tensor:
@@ -186,7 +194,7 @@ class Pack:
         if look not in self._other_tiles:
             q, k = self._depths[self.known :, None], self._depths
             self._other_tiles[look] = [
-                tile._replace(bias=tile.bias + look.bias(q[tile.rows] - torch.cat([k[part] for part in tile.keys])))
+                tile._replace(bias=tile.bias + look.bias(q[tile.rows], torch.cat([k[part] for part in tile.keys])))
                 for tile in self.tiles
             ]
         return self._other_tiles[look]
@@ -404,18 +412,38 @@ class KVCache:
         self.common: tuple[Hashable, int] | None = None
         """What stands in how many of the first slots, for `Ragged`: where it is the same, the bits are."""
         self.positions_BT: Tensor | None = None
+        self.lengths_B1: Tensor | None = None
+        """What `expect` was told, where it matters."""
+        self._long: list[bool] = []
+        self.expect([length] * batch_size)
         self._scratch: list[Tensor] = []
         """Room for the widened keys and values of a row; that of all rows by themselves."""
 
-    def sibling(self, batch_size: int, length: int) -> "KVCache":
-        """An empty cache of the same kind and another size."""
-        return KVCache(self.config, batch_size, length, self.k_LBGSD.device, self.k_LBGSD.dtype)
+    def expect(self, lengths: Sequence[int]) -> None:
+        """Says how many tokens each row is to have in the end, by default as many as there is room for.
+
+        LongRoPE turns keys by that (`Config.short_length`). What was turned otherwise is forgotten.
+        """
+        if (short := self.config.short_length) is None:
+            return
+        long = [length > short for length in lengths]
+        if long != self._long:
+            self.used, self._long = 0, long
+        self.lengths_B1 = torch.tensor(lengths, device=self.k_LBGSD.device)[:, None]
+
+    def sibling(self, rows: Sequence[int], length: int) -> "KVCache":
+        """An empty cache of another length for what is expected of some of the rows."""
+        other = KVCache(self.config, len(rows), length, self.k_LBGSD.device, self.k_LBGSD.dtype)
+        if self.lengths_B1 is not None:
+            other.expect(self.lengths_B1[list(rows), 0].tolist())
+        return other
 
     def row(self, number: int) -> "KVCache":
         """One row, in the same memory, that moves on alone."""
         row = copy.copy(self)
         row.k_LBGSD, row.v_LBGSD = row.kv_2LBGSD = self.kv_2LBGSD[:, :, number : number + 1]
         row.used, row.number = 0, number
+        row.lengths_B1 = None if self.lengths_B1 is None else self.lengths_B1[number : number + 1]
         return row
 
     def fill(self, other: "KVCache", rows_B: Tensor) -> None:
@@ -423,6 +451,7 @@ class KVCache:
         self.used = other.used
         self.k_LBGSD[..., : self.used, :] = other.k_LBGSD[:, rows_B, :, : self.used]
         self.v_LBGSD[..., : self.used, :] = other.v_LBGSD[:, rows_B, :, : self.used]
+        self._long = other._long and [other._long[row] for row in rows_B.tolist()]
 
     def begin(self, idx_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Prepares a call of the model with these tokens; returns the positions that they take."""
@@ -471,7 +500,7 @@ class KVCache:
         """What is added to the scores of the slots, (B, 1 or H, T, S); once per call for all layers that look alike."""
         if look not in self._biases:
             places = torch.arange(end, device=positions_BT.device)
-            bias = look.bias(positions_BT[:, :, None] - places)  # (B, T, S) or (H, B, T, S)
+            bias = look.bias(positions_BT[:, :, None], places)  # (B, T, S) or (H, B, T, S)
             self._biases[look] = (bias[:, None] if bias.ndim == 3 else bias.transpose(0, 1)).to(dtype)
         return self._biases[look]
 
@@ -504,6 +533,11 @@ class Ragged:
             .view(-1, 3)
             .t()
         )
+
+    @property
+    def lengths_B1(self) -> Tensor | None:
+        """What is expected of the caches, which are rows of one: the same of all."""
+        return self.parts[0][1].lengths_B1
 
     def begin(self, idx_1T: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """See `KVCache.begin`; (1, T)."""

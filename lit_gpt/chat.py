@@ -220,7 +220,9 @@ class Talk:
 
         known, stops = self._reusable(prompt), self.style.stop_ids(self.tokenizer)
         cache = self._room_for(len(prompt) + self.max_new_tokens)
-        cache.used, self._ids = known, prompt[:known]
+        cache.used = known
+        cache.expect([len(prompt) + self.max_new_tokens])
+        self._ids, self.spent.reused = prompt[: cache.used], cache.used
         said: list[int] = []
         options = (self.max_new_tokens, self.sampling, stops, self.generator, cache)
         for (token,) in decode(self.model, [prompt], *options):
@@ -230,14 +232,16 @@ class Talk:
 
     def _room_for(self, length: int) -> "KVCache":
         """The cache, with so many slots at least, or as many as the context has."""
+        import torch
+
         from lit_gpt.decode import cache_for
 
         length, old = min(length, self.model.config.block_size), self._cache
         if old is None or length > old.length:
             self._cache = cache_for(self.model, 1, max(length, 2 * old.length if old else 0))
             if old is not None:
-                self._cache.k_LBGSD[..., : old.length, :] = old.k_LBGSD
-                self._cache.v_LBGSD[..., : old.length, :] = old.v_LBGSD
+                old.used = old.length
+                self._cache.fill(old, torch.tensor([0]))
         return self._cache
 
     def reset(self) -> None:

@@ -18,7 +18,7 @@ KINDS = {
     "qk_norm": (None, "head", "each", "all"),
     "mlp": ("plain", "gated"),
     "activation": ACTIVATIONS,
-    "positions": ("rope", "learned", "alibi"),
+    "positions": ("rope", "learned", "alibi", "alibi-16"),
 }
 """What some fields can be."""
 POSITIVE = ("embed_scale", "clip_qkv", "attn_scale", "attn_softcap", "logit_softcap", "rope_local_base")
@@ -29,7 +29,7 @@ SCALINGS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "attention_factor", "truncate"},
-    "longrope": {"short_factor", "attention_factor"},
+    "longrope": {"short_factor", "long_factor", "attention_factor", "original_max_position_embeddings"},
 }
 """Kinds of `rope_scaling` and the keys of each."""
 
@@ -62,12 +62,18 @@ class Config:
     """Norms in front of attention and MLP."""
     post_norm: bool = False
     """Norms behind them, before what they give is added."""
+    norm_sums: bool = False
+    """Instead of all these: norms of the sums, as in the first transformer."""
+    final_norm: bool = True
+    """A norm in front of the head."""
     qk_norm: str | None = None
     """Norms of queries and keys: "head" by head, "each" head with a norm of its own, "all" at once, or None."""
     embed_norm: bool = False
     """A norm behind the embedding."""
     embed_scale: float | None = None
     """The embedding is multiplied by this."""
+    embed_size: int | None = None
+    """Width of embedding and head, where matrices stand between them and the blocks; None: n_embd."""
     mlp: str = "plain"
     """"plain": down(act(up(x))), "gated": down(act(gate(x)) * up(x)) (arXiv 2002.05202)."""
     activation: str = "gelu"
@@ -101,7 +107,8 @@ class Config:
     windowed: list[bool] | None = None
     """Which layers have one; None: all."""
     positions: str = "rope"
-    """"rope": rotary (arXiv 2104.09864), "learned": embeddings, "alibi": linear biases (arXiv 2108.12409)."""
+    """"rope": rotary (arXiv 2104.09864), "learned": embeddings, "alibi": linear biases (arXiv 2108.12409), "alibi-16":
+    these as Falcon computes them, in bfloat16 and scaled like the products."""
     position_offset: int = 0
     """Rows of the learned embeddings before that of the first position."""
     rope_base: float = 10000.0
@@ -111,7 +118,7 @@ class Config:
     """Share of a head's channels that is rotated."""
     rope_scaling: dict[str, Any] | None = None
     """{"factor": f}: positions divided by f (arXiv 2306.15595); with other keys of `SCALINGS` Llama 3.1's rule, YaRN
-    (arXiv 2309.00071), or LongRoPE (arXiv 2402.13753) within the original length: a divisor for every frequency."""
+    (arXiv 2309.00071), or LongRoPE (arXiv 2402.13753): a divisor for every frequency, see `short_length`."""
     no_rope: list[bool] | None = None
     """Layers without rotary positions; None: none of them."""
 
@@ -136,6 +143,8 @@ class Config:
                 raise UserError(f"{field.name} must be true or false, got {getattr(self, field.name)!r:.80}")
         if self.shared_norm and not self.parallel_residual:
             raise UserError("shared_norm needs parallel_residual")
+        if self.norm_sums and (self.parallel_residual or self.post_norm or not self.pre_norm):
+            raise UserError("norm_sums goes with no other order of the norms")
         if type(self.n_expert) is not int or self.n_expert < 0 or self.n_expert > MAX_LAYERS:
             raise UserError(f"n_expert must be a whole number from 0 to {MAX_LAYERS}, got {self.n_expert!r:.80}")
         if self.n_expert and self.n_expert_per_token not in range(1, self.n_expert + 1):
@@ -144,8 +153,9 @@ class Config:
             )
         if self.position_offset not in (0, 2):
             raise UserError(f"position_offset must be 0 or 2, got {self.position_offset!r:.80}")
-        if self.sliding_window is not None:
-            self._check_size("sliding_window")
+        for name in ("sliding_window", "embed_size"):
+            if getattr(self, name) is not None:
+                self._check_size(name)
         for name in ("windowed", "no_rope"):
             flags = getattr(self, name)
             if flags is not None and not (
@@ -171,10 +181,12 @@ class Config:
         scaling = dict(scaling)
         if not isinstance(scaling.pop("truncate", True), bool):
             raise UserError("truncate must be true or false")
-        divisors = scaling.pop("short_factor", [])
-        if not isinstance(divisors, list):
-            raise UserError(f"short_factor must be a list, got {divisors!r:.80}")
-        for name, value in [*numbers.items(), *scaling.items(), *(("short_factor", value) for value in divisors)]:
+        divisors = {name: scaling.pop(name) for name in ("short_factor", "long_factor") if name in scaling}
+        for name, values in divisors.items():
+            if not isinstance(values, list):
+                raise UserError(f"{name} must be a list, got {values!r:.80}")
+        listed = [(name, value) for name, values in divisors.items() for value in values]
+        for name, value in [*numbers.items(), *scaling.items(), *listed]:
             if type(value) not in (int, float) or not 0 < value < MOST:
                 raise UserError(f"{name} must be a positive number, got {value!r:.80}")
         rotated = int(self.head_size * self.rope_percentage)
@@ -182,8 +194,9 @@ class Config:
             raise UserError(
                 f"rope_percentage {self.rope_percentage} takes more pairs than head_size {self.head_size} has"
             )
-        if "short_factor" in (self.rope_scaling or {}) and len(divisors) != (rotated + 1) // 2:
-            raise UserError(f"short_factor must have {(rotated + 1) // 2} numbers, got {len(divisors)}")
+        for name, values in divisors.items():
+            if len(values) != (rotated + 1) // 2:
+                raise UserError(f"{name} must have {(rotated + 1) // 2} numbers, got {len(values)}")
         if "beta_fast" in scaling and (scaling["beta_slow"] > scaling["beta_fast"] or self.rope_base <= 1):
             raise UserError("beta_slow must not be above beta_fast, and rope_base must be above 1")
         if "low_freq_factor" in scaling and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
@@ -253,7 +266,17 @@ class Config:
     @property
     def ends(self) -> bool:
         """Whether there is no position beyond `block_size`, rather than none that the model was trained for."""
-        return self.positions == "learned" or "short_factor" in (self.rope_scaling or {})
+        return self.positions == "learned"
+
+    @property
+    def short_length(self) -> int | None:
+        """Tokens of the longest sequence that LongRoPE turns by its short factors; None: there is no LongRoPE.
+
+        All of a longer one is turned by the long factors, its first tokens, too. A KV cache goes by the length that its
+        rows are expected to reach (`KVCache.expect`), since what is in it cannot be turned again.
+        """
+        scaling = self.rope_scaling or {}
+        return int(scaling["original_max_position_embeddings"]) if "short_factor" in scaling else None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for `lit_config.json`."""

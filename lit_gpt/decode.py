@@ -220,9 +220,12 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
     The first `cache.used` tokens of all prompts are in it already, if it is for as many different prompts.
     """
     device = model.wte.weight.device
-    different = list(dict.fromkeys(map(tuple, prompts)))
+    prompts = list(map(tuple, prompts))
+    different = list(dict.fromkeys(prompts))
     longest = max(map(len, different))
-    own = cache if len(different) == len(prompts) else cache.sibling(len(different), longest)
+    own = cache
+    if len(different) < len(prompts):
+        own = cache.sibling([prompts.index(prompt) for prompt in different], longest)
     unread = [prompt[own.used :] for prompt in different]
     lengths = torch.tensor([len(prompt) for prompt in unread])
     idx_BT = torch.zeros(len(unread), longest - own.used, dtype=torch.int64)
@@ -233,7 +236,7 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
         logits_BV = model(idx_BT.to(device), cache=own, at_BT=at_BT.to(device))
     if own is cache:
         return logits_BV
-    rows = torch.tensor([different.index(tuple(prompt)) for prompt in prompts], device=device)
+    rows = torch.tensor([different.index(prompt) for prompt in prompts], device=device)
     cache.fill(own, rows)
     return logits_BV[rows]
 
@@ -266,6 +269,7 @@ def decode(
     rounds = min(max_new_tokens, limit - min(lengths))
     if cache is None:
         cache = cache_for(model, len(prompts), max(lengths) + max_new_tokens)
+    cache.expect([length + max_new_tokens for length in lengths])
     rows, arriving = Rows(model, cache, prompts, sampling or Sampling(), generator), deque()
     ahead = 1 if weight.is_cuda else 0  # the GPU computes the next token while the host looks at the last
     open_rows = set(range(len(prompts)))

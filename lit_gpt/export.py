@@ -64,7 +64,8 @@ def export(settings: Export) -> None:
     folder, out = settings.checkpoint_dir, settings.output_dir
     if out.resolve() == folder.resolve():
         raise UserError(f"--output_dir {out} is the model itself (--checkpoint_dir); choose another folder")
-    if Config.from_checkpoint(folder).family == "litgpt":
+    config = Config.from_checkpoint(folder)
+    if config.family == "litgpt":
         origin = read_json(folder / "lit_config.json").get("litgpt")
         raise UserError(
             f"{folder} does not say which architecture of the hub it is; put the original model's config.json into "
@@ -72,6 +73,12 @@ def export(settings: Export) -> None:
         )
     if any(out.glob("lit_*")):  # a converted or finetuned model, or a run
         raise UserError(f"--output_dir {out} holds another model; choose another folder")
+    positions = (config.positions, config.rope_base, config.rope_scaling)
+    if settings.format == "gguf" and config.family == "falcon" and positions != ("rope", 10000, None):
+        raise UserError(
+            "--format gguf: llama.cpp gives every Falcon unscaled rotary positions with rope_theta 10000, and this one "
+            "has others; use --format hf"
+        )
     results_folder(out, "--output_dir")
     if settings.format == "peft":
         write_peft(folder, settings.lora_path, out)
@@ -310,6 +317,9 @@ def write_gguf(folder: Path, finetuned: Path | None, out: Path, dtype: "torch.dt
     if style.encode_prompt(tokenizer, (Turn("user", "x"),))[0] == tokenizer.bos_id != tokenizer.encode("x")[0]:
         template = tokenizer.bos + template  # where the tokenizer puts it in front of any text, llama.cpp does
     write_text(out / "Modelfile", f'FROM ./model.gguf\nTEMPLATE """{template}"""\n{stops}')
+    hf, groups = read_json(out / "config.json"), Config.from_checkpoint(folder).n_query_groups
+    if hf.get("num_kv_heads", groups) != groups:  # transformers ignores it for a multi-query Falcon, and writes n_head
+        write_json(out / "config.json", {**hf, "num_kv_heads": groups})
     program = shlex.split(os.environ.get(CONVERTER, command[0]))
     if shutil.which(program[0]) is None:
         print(

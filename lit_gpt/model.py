@@ -42,13 +42,16 @@ class GPT(nn.Module):
         self.config = config
         self.noise: float | None = None
         """NEFTune's alpha: noise on the embeddings in training, of at most alpha / sqrt(length C)."""
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        width, narrow = config.embed_size or config.n_embd, config.embed_size is not None
+        self.wte = nn.Embedding(config.padded_vocab_size, width)
+        self.widen = nn.Linear(width, config.n_embd, bias=False) if narrow else nn.Identity()
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.block_size + config.position_offset, config.n_embd)
         self.embed_norm = build_norm(config) if config.embed_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = build_norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.head_bias)
+        self.norm = build_norm(config) if config.final_norm else nn.Identity()
+        self.narrow = nn.Linear(config.n_embd, width, bias=False) if narrow else nn.Identity()
+        self.lm_head = nn.Linear(width, config.padded_vocab_size, bias=config.head_bias)
         self.tie()
 
     def tie(self) -> None:
@@ -76,15 +79,15 @@ class GPT(nn.Module):
         Returns:
             (B, T, V), or (N, V) with `at_BT`.
         """
-        attend = causal
+        attend, lengths_B1 = causal, None
         if cache is not None:
-            positions_BT, attend = cache.begin(idx_BT, positions_BT), cache.attend
+            positions_BT, attend, lengths_B1 = cache.begin(idx_BT, positions_BT), cache.attend, cache.lengths_B1
         places_N = None if at_BT is None else at_BT.flatten().nonzero()[:, 0]
-        return self.logits(self.hidden(idx_BT, positions_BT, attend, places_N))
+        return self.logits(self.hidden(idx_BT, positions_BT, attend, places_N, lengths_BT=lengths_B1))
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) from what the blocks give, (..., C)."""
-        logits = self.lm_head(self.norm(x))
+        logits = self.lm_head(self.narrow(self.norm(x)))
         return logits if self.config.logit_softcap is None else softcapped(logits, self.config.logit_softcap)
 
     def hidden(
@@ -101,7 +104,7 @@ class GPT(nn.Module):
         Args:
             places_N: of which tokens it is wanted, counted through the rows: then (N, C).
             recompute: keep only every block's input for the backward pass and compute the rest again there.
-            lengths_BT: of the sequences, for the noise; T by default.
+            lengths_BT: of the sequences, for noise and LongRoPE, or (B, 1); T by default.
         """
         if positions_BT is None:
             positions_BT = torch.arange(idx_BT.size(1), device=idx_BT.device)[None]
@@ -112,10 +115,11 @@ class GPT(nn.Module):
             x_BTC = x_BTC + (torch.rand_like(x_BTC) * 2 - 1) * most.to(x_BTC.dtype)
         if self.config.embed_scale is not None:
             x_BTC = x_BTC * torch.tensor(self.config.embed_scale, dtype=x_BTC.dtype)
+        x_BTC = self.widen(x_BTC)
         if self.config.positions == "learned":
             x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
         x_BTC = self.embed_norm(x_BTC)
-        ropes = self.ropes(positions_BT, x_BTC.dtype)
+        ropes = self.ropes(positions_BT, x_BTC.dtype, lengths_BT)
         for layer, block in enumerate(self.blocks):
             wanted_N = places_N if layer == self.config.n_layer - 1 else None
             if recompute and torch.is_grad_enabled():
@@ -124,10 +128,10 @@ class GPT(nn.Module):
                 x_BTC = block(x_BTC, ropes, attend, wanted_N)
         return x_BTC if places_N is None else x_BTC[0]
 
-    def ropes(self, positions_BT: Tensor, dtype: torch.dtype) -> dict[str, Rope]:
-        """The rotary tables that the blocks ask for, by name."""
+    def ropes(self, positions_BT: Tensor, dtype: torch.dtype, lengths_BT: Tensor | None = None) -> dict[str, Rope]:
+        """The rotary tables that the blocks ask for, by name; see `rope_tables`."""
         kinds = ["global"] * (self.config.positions == "rope") + ["local"] * (self.config.rope_local_base is not None)
-        return {kind: rope_tables(self.config, positions_BT, dtype, kind) for kind in kinds}
+        return {kind: rope_tables(self.config, positions_BT, dtype, kind, lengths_BT) for kind in kinds}
 
     def compile_blocks(self) -> None:
         """Lets training run compiled blocks, all of them the same code: it is made for the first batch and its shape.
@@ -170,9 +174,9 @@ class GPT(nn.Module):
         if pack is None:
             x_NC = self.hidden(idx_BT, places_N=places_N, recompute=recompute)
         else:
-            lengths_1T = None if self.noise is None else pack.lengths_1T
+            lengths_1T = None if self.noise is None and self.config.short_length is None else pack.lengths_1T
             x_NC = self.hidden(idx_BT, pack.positions_1T, pack.attend, places_N, recompute, lengths_1T)
-        return head_loss(self.lm_head, self.norm(x_NC), labels_N, weights_N, self.config.logit_softcap)
+        return head_loss(self.lm_head, self.narrow(self.norm(x_NC)), labels_N, weights_N, self.config.logit_softcap)
 
 
 class _NoValues(TorchFunctionMode):
@@ -198,7 +202,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.layer, self.parallel = layer, config.parallel_residual
+        self.layer, self.parallel, self.norm_sums = layer, config.parallel_residual, config.norm_sums
         self.norm_1 = build_norm(config) if config.pre_norm else nn.Identity()
         self.attn = Attention(config, layer)
         self.post_1 = build_norm(config) if config.post_norm else nn.Identity()
@@ -233,7 +237,7 @@ class Block(nn.Module):
 
     def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
-        n_BTC = self.norm_1(x_BTC)
+        n_BTC = x_BTC if self.norm_sums else self.norm_1(x_BTC)
         return n_BTC, *self.attn.heads(n_BTC, rope)
 
     def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor) -> Tensor:
@@ -242,6 +246,9 @@ class Block(nn.Module):
         if self.parallel:
             return x_BTC + a_BTC + self.mlp(n_BTC if self.norm_2 is None else self.norm_2(x_BTC))
         x_BTC = x_BTC + a_BTC
+        if self.norm_sums:
+            x_BTC = self.norm_1(x_BTC)
+            return self.norm_2(x_BTC + self.mlp(x_BTC))
         return x_BTC + self.post_2(self.mlp(self.norm_2(x_BTC)))
 
 
@@ -266,7 +273,8 @@ class Attention(nn.Module):
             scale=config.attn_scale or config.head_size**-0.5,
             window=config.sliding_window if windowed else None,
             softcap=config.attn_softcap,
-            alibi_heads=config.n_head if config.positions == "alibi" else None,
+            alibi_heads=config.n_head if config.positions.startswith("alibi") else None,
+            alibi_rounded=config.positions == "alibi-16",
         )
         queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
         self.q = nn.Linear(config.n_embd, queries, bias=config.qkv_bias)

@@ -3,6 +3,7 @@
 Letters as in `lit_gpt.model`; R rotated channels of a head.
 """
 
+import functools
 import math
 
 import torch
@@ -14,13 +15,17 @@ Rope = tuple[Tensor, Tensor]
 """Cosines and sines; see `rope_tables`."""
 
 
-def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: str = "global") -> Rope:
+def rope_tables(
+    config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: str = "global", lengths_BT: Tensor | None = None
+) -> Rope:
     """Cosines and sines for these positions.
 
     Computed in float32, once per call for all layers, so that a model has no table to load, move or outgrow.
 
     Args:
         kind: "local" for layers with a window that have a rotary base of their own, otherwise "global".
+        lengths_BT: tokens of the sequence that each token belongs to, or anything that broadcasts to (B, T): LongRoPE
+            turns all of a sequence otherwise if that is long. By default as many as there are positions.
 
     Returns:
         Two tensors (B, T, 1, R) of `dtype` for `lean.rotate`, where R is the number of rotated channels: what a channel
@@ -37,13 +42,21 @@ def rope_tables(config: Config, positions_BT: Tensor, dtype: torch.dtype, kind: 
     elif "beta_fast" in scaling:
         inverse = _between(inverse, scaling["factor"], _yarn_keep(scaling, base, R, inverse.device))
     elif "short_factor" in scaling:
-        inverse = inverse / torch.tensor(scaling["short_factor"], device=inverse.device)
+        lengths_BT = positions_BT.max() + 1 if lengths_BT is None else lengths_BT
+        short, long = (_divisors(tuple(scaling[f"{name}_factor"]), inverse.device) for name in ("short", "long"))
+        inverse = inverse / torch.where((lengths_BT > config.short_length)[..., None, None], long, short)
     elif scaling:
         inverse = inverse / scaling["factor"]
     angles = positions_BT[:, :, None, None] * inverse
     length = scaling.get("attention_factor", 1.0)
     cos, sin = (angles.cos() * length).to(dtype), (angles.sin() * length).to(dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+@functools.cache
+def _divisors(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept on the device: while a CUDA graph is captured, nothing can be copied there."""
+    return torch.tensor(values, device=device)
 
 
 def _between(inverse: Tensor, factor: float, keep: Tensor) -> Tensor:

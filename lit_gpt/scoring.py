@@ -41,6 +41,8 @@ class Tree(NamedTuple):
 
     ids_T: np.ndarray
     depths_T: np.ndarray
+    lengths_T: np.ndarray
+    """Of the first sequence that has the token."""
     places_P: np.ndarray
     """Where a scored token is predicted; ascending."""
     labels_P: np.ndarray
@@ -48,15 +50,21 @@ class Tree(NamedTuple):
     """The sequence that asks."""
 
 
-def plant(sequences: Sequence[Scored]) -> Tree:
-    """The tree of the sequences."""
+def plant(sequences: Sequence[Scored], short_length: int | None = None) -> Tree:
+    """The tree of the sequences.
+
+    Args:
+        short_length: longer ones share nothing with others; see `Config.short_length`.
+    """
     rows = [np.array(ids, dtype=np.int32) for ids, _ in sequences]
-    order = sorted(range(len(rows)), key=lambda i: rows[i][:-1].astype(">u4").tobytes())  # compares id by id
+    long = [short_length is not None and len(row) - 1 > short_length for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (long[i], rows[i][:-1].astype(">u4").tobytes()))  # id by id
     way = np.zeros(max(map(len, rows)), dtype=np.int64)
     total, before = 0, rows[0][:0]
-    ids, depths, places, labels, owners = [], [], [], [], []
-    for i in order:
+    ids, depths, lengths, places, labels, owners = [], [], [], [], [], []
+    for last, i in zip([order[0], *order], order, strict=False):
         row, n = rows[i][:-1], sequences[i][1]
+        before = before if long[last] == long[i] else row[:0]
         common = min(len(row), len(before))
         different = np.flatnonzero(row[:common] != before[:common])
         depth = int(different[0]) if len(different) else common
@@ -64,6 +72,7 @@ def plant(sequences: Sequence[Scored]) -> Tree:
         total += len(row) - depth
         ids.append(row[depth:])
         depths.append(np.arange(depth, len(row)))
+        lengths.append(np.full(len(row) - depth, len(row)))
         places.append(way[len(row) - n : len(row)].copy())
         labels.append(rows[i][-n:])
         owners.append(np.full(n, i))
@@ -71,7 +80,8 @@ def plant(sequences: Sequence[Scored]) -> Tree:
     at = np.concatenate(places)
     ascending = np.argsort(at, kind="stable")
     pairs = (at, np.concatenate(labels).astype(np.int64), np.concatenate(owners))
-    return Tree(np.concatenate(ids).astype(np.int64), np.concatenate(depths), *(x[ascending] for x in pairs))
+    tokens = (np.concatenate(ids).astype(np.int64), np.concatenate(depths), np.concatenate(lengths))
+    return Tree(*tokens, *(x[ascending] for x in pairs))
 
 
 @torch.inference_mode()
@@ -86,7 +96,8 @@ def score(model: GPT, sequences: Sequence[Scored], pack_length: int) -> Iterator
     """
     if not sequences:
         return
-    tree, trunk, device = plant(sequences), Trunk(), model.wte.weight.device
+    short = model.config.short_length
+    tree, trunk, device = plant(sequences, short), Trunk(), model.wte.weight.device
     last_row = np.zeros(len(sequences), dtype=np.int64)
     np.maximum.at(last_row, tree.owners_P, tree.places_P // pack_length)
     sums, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
@@ -97,7 +108,8 @@ def score(model: GPT, sequences: Sequence[Scored], pack_length: int) -> Iterator
         asked = slice(*np.searchsorted(tree.places_P, (row.start, row.stop)))
         owners, (places_N, where_P) = tree.owners_P[asked], np.unique(tree.places_P[asked], return_inverse=True)
         idx_1T, at_N = torch.from_numpy(tree.ids_T[row])[None], torch.from_numpy(places_N - start)
-        x_NC = model.hidden(idx_1T.to(device), positions_1T, trunk.attend, at_N.to(device))
+        lengths_1T = None if short is None else torch.from_numpy(tree.lengths_T[row])[None].to(device)
+        x_NC = model.hidden(idx_1T.to(device), positions_1T, trunk.attend, at_N.to(device), lengths_BT=lengths_1T)
         if len(owners):
             logprobs_P, likeliest_P = _predict(model, x_NC, where_P, tree.labels_P[asked])
             np.add.at(sums, owners, logprobs_P)

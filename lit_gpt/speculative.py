@@ -41,6 +41,8 @@ def decode_with_draft(
     (length,) = check_prompts([prompt], limit)
     weight, end = model.wte.weight, min(length + max_new_tokens, limit)
     caches = [KVCache(gpt.config, 1, end + ahead + 1, weight.device, weight.dtype) for gpt in (model, draft)]
+    for cache in caches:
+        cache.expect([length + max_new_tokens])
     tokens = list(prompt)
 
     def judge(which: int, upto: Sequence[int]) -> Tensor:

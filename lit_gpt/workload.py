@@ -49,7 +49,8 @@ class Workload:
             raise UserError(f"--max_seq_length {max_length}: this model has {config.block_size} positions only")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
         shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
-        self.layout = Layout(s.micro_batch_size, s.pack_length, shared, max_length, s.compile)
+        options = {"fixed": s.compile, "short_length": config.short_length}
+        self.layout = Layout(s.micro_batch_size, s.pack_length, shared, max_length, **options)
         self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed, *place)
         self.steps, self.samples = plan_length(s, self.batches)
         fixed = list(range(min(s.eval_iters * s.micro_batch_size, len(splits["test"]))))

@@ -37,21 +37,21 @@ def command(name: str, *argv: object) -> int:
     return run(function, classes, name, "", argv=[str(word) for word in argv])
 
 
-def train_sentencepiece(folder: Path) -> None:
-    """Writes a `tokenizer.model` of the Llama kind, trained on SENTENCES."""
+def train_sentencepiece(folder: Path, **changes: object) -> None:
+    """Writes a `tokenizer.model` of the Llama kind, trained on SENTENCES; `changes` are settings of the trainer."""
     trained = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 20),
-        model_writer=trained,
-        vocab_size=300,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",  # spaces and all: as Llama's own
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
+    settings = {
+        "vocab_size": 300,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "hard_vocab_limit": False,
+        "normalization_rule_name": "identity",  # spaces and all: as Llama's own
+        "remove_extra_whitespaces": False,
+        "minloglevel": 2,
+        **changes,
+    }
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES * 20), model_writer=trained, **settings)
     (folder / "tokenizer.model").write_bytes(trained.getvalue())
 
 

@@ -29,8 +29,17 @@ KINDS = {
         "rope_local_base": 100.0,
     },
     "ALiBi": {"positions": "alibi"},
+    "ALiBi in 16 bits": {"positions": "alibi-16", "n_query_groups": 2},
     "learned positions": {"positions": "learned", "position_offset": 2},
     "norms of queries and keys": {"qk_norm": "head", "norm": "rms"},
+    "LongRoPE": {
+        "rope_scaling": {
+            "short_factor": [1.0, 1.2, 1.5, 2.0],
+            "long_factor": [2.0, 4.0, 8.0, 8.0],
+            "attention_factor": 1.1,
+            "original_max_position_embeddings": 50,
+        }
+    },
     "mixture": {"n_expert": 4, "n_expert_per_token": 2},
 }
 
@@ -77,7 +86,7 @@ def together(engine: Engine, wanted: list[dict], late: int = 0) -> list[list[Tok
     return [tokens for _, tokens in pairs]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LongRoPE"])
 def test_texts_are_those_of_the_plain_computation(kind: str) -> None:
     model, prompts = make(kind), make_prompts(11)
     wanted = [{"prompt": p, "top": n % 2 * 2 + 1, "cuts": [16, 21]} for n, p in enumerate(prompts)]
@@ -91,6 +100,17 @@ def test_texts_are_those_of_the_plain_computation(kind: str) -> None:
             top = logprobs.topk(len(token.top))
             assert [i for i, _ in token.top] == top.indices.tolist()
             assert [p for _, p in token.top] == pytest.approx(top.values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [64, 50])
+def test_longrope_goes_by_the_length_of_the_engines_rows(length: int) -> None:
+    """So that beginnings can be taken over: no text is long, or all are, also short ones."""
+    model, prompts = make("LongRoPE"), make_prompts(11)
+    found = together(Engine(model, 4, length, piece=8), [{"prompt": p} for p in prompts])
+    if length > model.config.short_length:
+        scaling = model.config.rope_scaling
+        model.config.rope_scaling = {**scaling, "short_factor": scaling["long_factor"]}
+    assert [[token.id for token in text] for text in found] == [complete(model, [p], 9)[0] for p in prompts]
 
 
 @pytest.mark.parametrize(

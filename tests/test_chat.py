@@ -1,5 +1,6 @@
 """Conversations: the kept cache gives what computing anew gives; commands, pipes, terminals, and their errors."""
 
+import copy
 import io
 import json
 import os
@@ -99,6 +100,20 @@ def test_the_cache_grows(folder: Path, model: GPT) -> None:
         assert "".join(talk.ask(question)).strip() == from_scratch(talk, [*said, Turn("user", question)])
         sizes.append(talk._cache.length)
     assert len(set(sizes)) > 1
+
+
+def test_a_long_conversation_is_read_again_where_longrope_turns_it_otherwise(folder: Path, model: GPT) -> None:
+    """Once, at the turn that passes the original length; the cache may have grown beyond that before."""
+    factors = {"short_factor": [1.0, 1.5, 2.0, 2.0], "long_factor": [8.0] * 4, "attention_factor": 1.1}
+    model = copy.deepcopy(model)
+    model.config.rope_scaling = {**factors, "original_max_position_embeddings": 200}
+    talk, reused = talk_in("plain", folder, model), []
+    for question in QUESTIONS * 4:
+        said = list(talk.turns)
+        assert "".join(talk.ask(question)).strip() == from_scratch(talk, [*said, Turn("user", question)])
+        reused.append(talk.spent.reused)
+    assert reused.count(0) == 2
+    assert reused[0] == 0
 
 
 def test_a_stopped_answer_is_kept_as_far_as_it_went(talk: Talk) -> None:

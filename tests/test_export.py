@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_families import VARIANTS, error
 
 from lit_gpt import Config, load_gpt
+from lit_gpt.attention import KVCache
 from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned, style_of
 from lit_gpt.export import CONVERTER
 from lit_gpt.files import write_json
@@ -232,12 +233,23 @@ def test_gguf_and_ollama(tmp_path: Path, monkeypatch, capsys) -> None:
     assert command("export", *flags) == 0
     rest = f"{out} --outfile {out}/model.gguf --outtype f32"
     assert f"with it: convert_hf_to_gguf.py {rest}\n" in capsys.readouterr().err
+    assert (out / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     modelfile = (out / "Modelfile").read_text()
     assert modelfile.startswith('FROM ./model.gguf\nTEMPLATE """Below is an instruction')
     assert "### Instruction:\n{{ .Prompt }}\n" in modelfile
     monkeypatch.setenv(CONVERTER, "python3 -c 'raise SystemExit(3)'")
     assert command("export", *flags) == 2
     assert f"error: python3 -c 'raise SystemExit(3)' {rest} failed with exit code 3; does" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["falcon: 11B", "falcon: RW", "falcon: scaled rope"])
+def test_positions_that_llama_cpp_does_not_give_a_falcon(variant: str, tmp_path: Path, capsys) -> None:
+    """Its converter would leave them out without a word."""
+    hf_checkpoint(variant, tmp_path / "model")
+    flags = ["--checkpoint_dir", tmp_path / "model", "--output_dir", tmp_path / "out", "--format", "gguf"]
+    assert command("export", *flags) == 2
+    assert "llama.cpp gives every Falcon unscaled rotary positions with rope_theta 10000" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 LLAMA_CPP = """
@@ -251,36 +263,60 @@ print(json.dumps([model.tokenize(text.encode(), special=True) for text in texts]
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
 SMALL |= {"max_position_embeddings": 256}
 GROUPED = {**SMALL, "num_key_value_heads": 2}
+FACTORS = {"short_factor": [1 + 0.1 * i for i in range(16)], "long_factor": [2.0 + i for i in range(16)]}
+LONGROPE = {"original_max_position_embeddings": 64}  # llama.cpp goes by the length of the cache, as ours does
+LONGROPE |= {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **LONGROPE, **FACTORS}}
 MISTRAL, PYTHIA = "mistralai/Mistral-7B-v0.1", "EleutherAI/pythia-410m"
 GGUF = {
     "llama": (MISTRAL, 32000, GROUPED, "mistral", 1e-5),
     "mixtral": (MISTRAL, 32000, {**GROUPED, "num_local_experts": 4}, "chatml", 1e-5),
     "phi3": (MISTRAL, 32000, {**GROUPED, "pad_token_id": 0}, "alpaca", 1e-5),
+    "phi3, longrope": (MISTRAL, 32000, {**GROUPED, "pad_token_id": 0, **LONGROPE}, "alpaca", 1e-5),
+    "gemma": (None, 512, {**GROUPED, "head_dim": 32}, "gemma", 1e-3),
+    "gemma2": (None, 512, {**GROUPED, "head_dim": 32, "query_pre_attn_scalar": 32}, "gemma", 1e-3),
     "gpt_neox": (PYTHIA, 50304, SMALL, "alpaca", 1e-3),  # its GELU is a table in 16 bits
+    "falcon": (PYTHIA, 50304, SMALL, "falcon", 1e-3),  # multi-query
     "qwen3": (PYTHIA, 50304, {**GROUPED, "head_dim": 32}, "mistral", 1e-5),
     "olmo2": (PYTHIA, 50304, GROUPED, "zephyr", 1e-5),
 }
 
 
-@pytest.mark.parametrize("model_type", GGUF)
-def test_llama_cpp_computes_the_same(model_type: str, tmp_path: Path) -> None:
+def train_gemma_tokenizer(folder: Path) -> None:
+    """As Gemma's: no space is put in front, and special tokens have its ids."""
+    names = ["pad", "eos", "bos", "unk"]
+    turns = {106: "<start_of_turn>", 107: "<end_of_turn>"}
+    symbols = [turns.get(i, f"<unused{i}>") for i in range(4, 108)]
+    own = {f"{name}_id": i for i, name in enumerate(names)} | {f"{name}_piece": f"<{name}>" for name in names}
+    train_sentencepiece(folder, user_defined_symbols=symbols, vocab_size=460, add_dummy_prefix=False, **own)
+    special = {str(i): {"content": mark, "special": True} for i, mark in turns.items()}
+    marks = {f"{name}_token": f"<{name}>" for name in names}
+    kind = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "added_tokens_decoder": special, **marks}
+    write_json(folder / "tokenizer_config.json", kind)
+
+
+@pytest.mark.parametrize("kind", GGUF)
+def test_llama_cpp_computes_the_same(kind: str, tmp_path: Path) -> None:
     """With LLAMA_CPP_CONVERTER, "PYTHON .../convert_hf_to_gguf.py", of a Python that has llama-cpp-python as well."""
     python = shlex.split(os.environ.get(CONVERTER, ""))[:1]
     if not python:
         pytest.skip(f"{CONVERTER} names no converter")
-    repo, vocabulary, sizes, style, bound = GGUF[model_type]
-    if not (source := SHARED / "hub" / repo).is_dir():
+    repo, vocabulary, sizes, style, bound = GGUF[kind]
+    if repo and not (SHARED / "hub" / repo).is_dir():
         pytest.skip("no ../shared")
     folder, out = tmp_path / "model", tmp_path / "out"
     torch.manual_seed(0)
-    described = transformers.AutoConfig.for_model(model_type, vocab_size=vocabulary, **sizes)
+    described = transformers.AutoConfig.for_model(kind.split(",")[0], vocab_size=vocabulary, **sizes)
     transformers.AutoModelForCausalLM.from_config(described).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())  # as the hub's files have it
     rope = config.pop("rope_parameters")
     config |= {"rope_theta": rope["rope_theta"], "rotary_emb_base": rope["rope_theta"], "rotary_pct": 0.25}
+    if rope["rope_type"] == "longrope":
+        config["rope_scaling"] = {"type": "longrope", **FACTORS}
     write_json(folder / "config.json", config)
-    for path in source.glob("*token*"):
+    for path in (SHARED / "hub" / repo).glob("*token*") if repo else ():
         shutil.copyfile(path, folder / path.name)
+    if repo is None:
+        train_gemma_tokenizer(folder)
     assert command("convert", "--checkpoint_dir", folder) == 0
     trained(folder, LoRA(), tmp_path / "lit_model_lora_finetuned.pth", style)
     flags = ["--checkpoint_dir", folder, "--lora_path", tmp_path, "--output_dir", out, "--format", "gguf"]
@@ -294,7 +330,8 @@ def test_llama_cpp_computes_the_same(model_type: str, tmp_path: Path) -> None:
     encoded = get_style(style).encode_prompt(tokenizer, (Turn("user", question),))
     assert json.loads(answer.splitlines()[-1]) == [ids, encoded]
     with torch.inference_mode():
-        ours = load_gpt(folder, torch.float32, finetuned=tmp_path)(torch.tensor([ids]))[0]
+        model = load_gpt(folder, torch.float32, finetuned=tmp_path)
+        ours = model(torch.tensor([ids]), cache=KVCache(model.config, 1, 256, "cpu", torch.float32))[0]
     assert error(torch.from_numpy(numpy.load(tmp_path / "logits.npy")), ours[:, :vocabulary]) <= bound
 
 

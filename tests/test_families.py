@@ -1,5 +1,7 @@
 """Every family computes what `transformers` computes, whatever year its config.json is from."""
 
+import copy
+import dataclasses
 import functools
 import importlib
 import json
@@ -16,7 +18,7 @@ from transformers.activations import ACT2FN
 
 from lit_gpt import families
 from lit_gpt.config import Config
-from lit_gpt.decode import Sampling, complete, decode
+from lit_gpt.decode import Sampling, complete
 from lit_gpt.families import join_grouped, split_grouped
 from lit_gpt.files import write_json
 from lit_gpt.hf_weights import state_dict_from_hf
@@ -29,6 +31,7 @@ SIZES = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_atte
 LLAMA = {**SIZES, "model_type": "llama", "intermediate_size": 70, "rms_norm_eps": 1e-5}
 NEOX = {**SIZES, "model_type": "gpt_neox", "intermediate_size": 90, "hidden_size": 64}
 FALCON = {**SIZES, "model_type": "falcon", "layer_norm_epsilon": 1e-4}
+RW = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
 GROUPED = {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 
@@ -103,6 +106,8 @@ VARIANTS = {
     "falcon: multi-head": {**FALCON, "multi_query": False, "bias": True},
     "falcon: sequential": {**FALCON, "parallel_attn": False, "bias": True, "activation": "gelu_pytorch_tanh"},
     "falcon: sequential, multi-head": {**FALCON, "parallel_attn": False, "multi_query": False},
+    "falcon: RW": {**FALCON, **RW, "hidden_size": 64, "num_attention_heads": 16},
+    "falcon: RW with 12 heads, one key head": {**FALCON, "num_attention_heads": 12, "alibi": True},
     "falcon: scaled rope": {**FALCON, **rope("linear", factor=2.0)},
 }
 OTHERS = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("variants_*.py"))]
@@ -217,12 +222,59 @@ def test_positions_may_start_anywhere(variant: str) -> None:
     assert error(ours(idx, positions_BT=positions), theirs(idx, position_ids=positions).logits) <= TOLERANCE
 
 
-def test_beyond_the_original_length_there_are_no_positions() -> None:
-    """LongRoPE would have to turn all tokens otherwise there, earlier ones too: the model's length is the original."""
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "longrope" in name and "without" not in name])
+@torch.inference_mode()
+def test_beyond_the_original_length_all_of_a_text_is_turned_otherwise(variant: str) -> None:
+    """LongRoPE: on both sides of that length, also for what is in a cache, by the length that is expected of a row."""
+    theirs, ours = pair(variant)
+    short = ours.config.short_length
+    idx = tokens(ours, 3, short + 9)
+    whole = {length: theirs(idx[:, :length]).logits for length in (short - 1, short, short + 1, short + 9)}
+    for length, expected in whole.items():
+        assert error(ours(idx[:, :length]), expected) <= TOLERANCE, length
+        cache = KVCache(ours.config, 3, short + 9, "cpu", torch.float32)
+        cache.expect([length] * 3)
+        pieces = [ours(piece, cache=cache) for piece in idx[:, :length].split([length - 4, 1, 3], 1)]
+        assert error(torch.cat(pieces, 1), expected) <= TOLERANCE, length
+    assert error(whole[short + 9][:, :9], whole[short][:, :9]) > 1e-3
+    lengths = [short - 4, short - 3, short - 4]  # with four new tokens, the second becomes long
+    prompts = [row[:length].tolist() for row, length in zip(idx, lengths, strict=True)]
+    texts = complete(ours, [*prompts, prompts[0]], 4)
+    assert texts == [complete(ours, [prompt], 4)[0] for prompt in [*prompts, prompts[0]]]
+    for prompt, text in zip(prompts, texts, strict=False):
+        ids = torch.tensor([prompt + text])
+        assert theirs(ids).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist() == text
+
+
+@torch.inference_mode()
+def test_a_cache_forgets_what_was_turned_otherwise() -> None:
     _, ours = pair("llama: longrope")
-    assert (ours.config.block_size, ours.config.ends) == (64, True)
-    with pytest.raises(UserError, match="the prompt has 64 tokens, the model's context is 64"):
-        next(decode(ours, [[1] * 64], 1))
+    prompt = tokens(ours, 1, 60)[0].tolist()
+    cache = KVCache(ours.config, 1, 80, "cpu", torch.float32)
+    cache.expect([64])
+    (text,) = complete(ours, [prompt], 4, cache=cache)
+    for more, kept in ((3, 59), (10, 0), (4, 0), (4, 59)):  # with ten tokens, the text is long
+        expected = complete(ours, [prompt], more)
+        cache.used = 59
+        cache.expect([60 + more])
+        assert cache.used == kept
+        assert complete(ours, [prompt], more, cache=cache) == expected
+    assert expected == [text]
+
+
+@torch.inference_mode()
+def test_biases_of_falcon_rw_are_rounded_at_every_place() -> None:
+    """From 256 on, places themselves are rounded in 16 bits; a cache does it in the same way."""
+    theirs, ours = pair("falcon: RW")
+    idx = tokens(ours, 1, 600)
+    expected = theirs(idx).logits
+    cache = KVCache(ours.config, 1, 600, "cpu", torch.float32)
+    pieces = torch.cat([ours(piece, cache=cache) for piece in idx.split([590, 1, 9], 1)], 1)
+    assert max(error(ours(idx), expected), error(pieces, expected)) <= TOLERANCE
+    exact = copy.deepcopy(ours)
+    for block in exact.blocks:
+        block.attn.look = dataclasses.replace(block.attn.look, alibi_rounded=False)
+    assert error(exact(idx), expected) > 1e-3
 
 
 # --- config.json of 2022 to 2026 -----------------------------------------------------------------------------------
@@ -280,6 +332,15 @@ RELEASED = [
         {**FALCON_2023, "model_type": "RefinedWeb", "hidden_size": 8192, "n_layer": 60, "n_head": 128, "n_head_kv": 8},
     ),
     (
+        "tiiuae/falcon-rw-1b",
+        {
+            **FALCON_2023,
+            "model_type": "RefinedWebModel",
+            **{"hidden_size": 2048, "n_layer": 24, "n_head": 32, "vocab_size": 50304},
+            **RW,
+        },
+    ),
+    (
         "lmsys/longchat-7b-16k",
         {
             "model_type": "llama",
@@ -334,6 +395,7 @@ def test_config_of_a_classifier_is_that_of_its_base() -> None:
 
 YARN = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
 LONG = {"type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64}
+LONG |= {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
 REFUSED = [
     (
         {"model_type": "mamba"},
@@ -342,7 +404,6 @@ REFUSED = [
     ({**LLAMA, "hidden_act": "relu2"}, "hidden_act 'relu2' is not supported; supported are gelu, gelu_new"),
     ({**NEOX, "hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
     ({**FALCON, "activation": "mish"}, "activation 'mish' is not supported"),
-    ({**FALCON, "alibi": True}, "alibi is not supported"),
     ({**FALCON, "apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
     ({**LLAMA, "rope_scaling": {"type": "strange", "factor": 2.0}}, "rope_scaling type 'strange' is not supported"),
     ({**LLAMA, "rope_scaling": "strange"}, "rope_scaling type 'strange' is not supported; supported are default, "),
@@ -351,9 +412,11 @@ REFUSED = [
     ({**LLAMA, "rope_scaling": {**YARN, "attention_factor": -1.0}}, "attention_factor must be a positive number"),
     ({**LLAMA, "rope_scaling": {**YARN, "short_factor": [1.0]}}, "rope_scaling type 'yarn' is not supported"),
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": [1.0] * 5}}, "short_factor must have 6 numbers, got 5"),
+    ({**LLAMA, "rope_scaling": {**LONG, "long_factor": [1.0] * 7}}, "long_factor must have 6 numbers, got 7"),
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": [0.0] * 6}}, "short_factor must be a positive number"),
+    ({**LLAMA, "rope_scaling": {**LONG, "long_factor": [-1.0] * 6}}, "long_factor must be a positive number"),
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": 1.0}}, "a value is of the wrong type"),
-    ({**LLAMA, "rope_scaling": LONG}, "key 'short_factor' is missing"),
+    ({**LLAMA, "rope_scaling": {**YARN, "type": "su"}}, "key 'short_factor' is missing"),
     ({**LLAMA, "rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
     ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported in a llama model"),
     ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantised already; download the original"),
@@ -393,6 +456,26 @@ def test_broken_or_missing_config(tmp_path) -> None:
         write_json(tmp_path / "lit_config.json", broken)
         with pytest.raises(UserError, match=r"lit_config.json: .*; convert the checkpoint again"):
             Config.from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_sums": True, "parallel_residual": True}, "norm_sums goes with no other order of the norms"),
+        ({"norm_sums": True, "pre_norm": False}, "norm_sums goes with no other order of the norms"),
+        ({"embed_size": 0}, "embed_size must be a whole number from 1 on, got 0"),
+        (
+            {"rope_scaling": {"short_factor": [1.0] * 6, "attention_factor": 1.0}},
+            "known are these kinds and keys: .*long_",
+        ),
+    ],
+)
+def test_descriptions_that_no_model_has(changes: dict, message: str, tmp_path) -> None:
+    """Of a converted checkpoint; the last one is as LongRoPE was written when it ended at the original length."""
+    known = pair("llama: longrope")[1].config.to_dict()
+    write_json(tmp_path / "lit_config.json", {**known, **changes})
+    with pytest.raises(UserError, match=f"lit_config.json: .*{message}.*; convert the checkpoint again"):
+        Config.from_checkpoint(tmp_path)
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------

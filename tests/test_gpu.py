@@ -196,7 +196,19 @@ def test_out_of_memory_is_one_line(data: Path, tmp_path: Path, capsys: pytest.Ca
     assert "out of memory" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("sizes", [{}, {"sliding_window": 12}, {"positions": "alibi", "n_query_groups": 1}])
+LONGROPE = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "attention_factor": 1.1}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"sliding_window": 12},
+        {"positions": "alibi", "n_query_groups": 1},
+        {"positions": "alibi-16"},
+        {"rope_scaling": {**LONGROPE, "original_max_position_embeddings": 63}},  # two texts are short, one is long
+    ],
+)
 def test_steps_as_a_cuda_graph_give_the_same_text(sizes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of different lengths, against the same steps one by one on the processor."""
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Our model answers the harness's requests with the numbers of the harness's own Hugging Face model."""
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from transformers import (
     AutoTokenizer,
     BloomConfig,
     BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -183,6 +186,9 @@ KINDS = {
     "alibi": lambda: BloomForCausalLM(
         BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     ),
+    "alibi in 16 bits": lambda: FalconForCausalLM(
+        FalconConfig(alibi=True, multi_query=False, parallel_attn=False, bias=True, **SIZES)
+    ),
     "learned": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=WINDOW, bos_token_id=0, eos_token_id=0)
     ),
@@ -285,6 +291,22 @@ def test_what_prompts_begin_with_is_read_once(
     shared = [len(set(tokens)) == 1 for tokens in zip(*ids, strict=False)][: min(map(len, ids)) - 1]
     expected = [*shared, False].index(False) if len(texts) > 1 else 0
     assert (read[0].used if read[0] else 0) == expected
+
+
+def test_long_texts_take_over_no_beginning_that_longrope_turned_otherwise(pair: Pair) -> None:
+    """What all begin with is read for a short text; rows that get long are read from their first token on."""
+    model = copy.deepcopy(pair.ours.model)
+    scaling = {"short_factor": [1.0, 1.5, 2.0, 2.0], "long_factor": [8.0] * 4, "attention_factor": 1.1}
+    model.config.rope_percentage = 1.0
+    lm = LitLM(model, pair.ours.tokenizer, batch_size=2)
+    texts = [TEXT[:90] + more for more in (" cat", " dog likes", "")]
+    lengths = sorted(len(lm.tok_encode(text)) for text in texts)
+    assert lengths[0] < lengths[-1]
+    asked = requests("generate_until", *((text, {"until": ["sea"], "max_gen_toks": 9}) for text in texts))
+    for short in (lengths[0], lengths[-1] + 8, lengths[-1] + 9):  # all long, some, none
+        model.config.rope_scaling = {**scaling, "original_max_position_embeddings": short}
+        alone = [lm.generate_until([one])[0] for one in asked]
+        assert lm.generate_until(asked) == alone
 
 
 def test_window_of_the_users_choice(pair: Pair) -> None:

@@ -1,6 +1,7 @@
 """Packs compute exactly what separate samples compute: losses and gradients, with and without shared beginnings."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,24 @@ FAMILIES = {
     "windows": {**LLAMA, "n_query_groups": 2, "sliding_window": 5, "windowed": [True, False], "rope_local_base": 99.0},
     "softcaps": {**LLAMA, "n_query_groups": 2, "attn_softcap": 2.0, "logit_softcap": 3.0, "post_norm": True},
     "alibi": {**SIZES, "positions": "alibi", "norm_bias": False, "embed_norm": True},
+    "alibi in 16 bits": {**SIZES, "positions": "alibi-16", "n_query_groups": 1},
+    "longrope": {
+        **LLAMA,
+        "rope_scaling": {
+            "short_factor": [1.0, 1.2, 1.5, 2.0],
+            "long_factor": [2.0, 4.0, 8.0, 8.0],
+            "attention_factor": 1.1,
+            "original_max_position_embeddings": 12,
+        },
+    },
+    "norms of sums": {
+        **SIZES,
+        "positions": "learned",
+        "norm_sums": True,
+        "final_norm": False,
+        "embed_size": 24,
+        "tie_embeddings": True,
+    },
     "learned": {**SIZES, "positions": "learned", "position_offset": 2, "mlp_bias": True},
 }
 
@@ -69,7 +88,7 @@ def model_for(family: str) -> GPT:
 
 def gradients(model: GPT, layout: Layout, data: Samples) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    parts = layout.batches(data, list(range(len(data))))
+    parts = replace(layout, short_length=model.config.short_length).batches(data, list(range(len(data))))
     targets = sum(part.targets for part in parts)
     losses = [model.loss_sum(p.idx_BT, p.pack, p.places_N, p.labels_N, p.weights_N) / targets for p in parts]
     torch.stack(losses).sum().backward()
@@ -151,6 +170,18 @@ def test_every_sample_is_in_one_pack_and_packs_are_as_long_as_allowed() -> None:
         assert any(len(data.ids(i)) == longest for i in packs[0].samples)
     shared = sum(pack.idx_BT.numel() for pack in packs)
     assert shared < 0.8 * int((data.lengths - 1).sum())
+
+
+def test_long_samples_share_nothing_with_short_ones() -> None:
+    """They are turned otherwise by LongRoPE: neither a beginning in a pack nor the length of a padded batch."""
+    data = Samples(TEMPLATES["one"], 40)
+    long = {i for i in range(40) if data.lengths[i] > 13}
+    assert 0 < len(long) < 40
+    padded, (packed,) = (Layout(4, length, short_length=12).batches(data, list(range(40))) for length in (0, 500))
+    assert all(set(batch.samples) <= long or not long & set(batch.samples) for batch in padded)
+    assert sorted(i for batch in padded for i in batch.samples) == list(range(40))
+    assert int((packed.pack.depths == 0).sum()) == 3  # long ones, short ones, filling
+    assert packed.pack.lengths_1T.unique_consecutive().tolist()[:2] == [14, 12]
 
 
 def test_a_sample_longer_than_a_pack_has_one_of_its_own() -> None:
@@ -254,6 +285,8 @@ def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout) ->
     if batch.pack is not None:
         assert batch.pack.tiles is not None  # a table of the batch, made once on the host
         assert batch.pack.positions_1T is not None
+        assert batch.pack.lengths_1T is not None
+    model.ropes(torch.arange(3)[None], torch.float32)  # LongRoPE's factors, sent once
     for recompute in (False, True):
         with NoWaiting():
             (model.loss_sum(batch.idx_BT, batch.pack, *targets, recompute=recompute) / batch.targets).backward()

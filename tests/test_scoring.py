@@ -68,6 +68,19 @@ def test_nothing_is_laid_twice() -> None:
     assert (np.diff(tree.places_P) >= 0).all()
 
 
+def test_long_sequences_share_nothing_with_short_ones() -> None:
+    """LongRoPE turns them otherwise, from their first token on."""
+    model = model_for("longrope").eval()
+    short = model.config.short_length
+    asked = [((1,) * length + (2,), 1) for length in (short - 3, short, short + 1, short + 4)]
+    tree = plant(asked, short)
+    assert (np.flatnonzero(tree.depths_T == 0) == (0, short)).all()
+    assert len(tree.ids_T) == 2 * short + 4
+    ((_, known),) = score(model, asked, 100)
+    for i, found in known:
+        assert found.logprob == pytest.approx(one_by_one(model, asked)[i].logprob, rel=1e-10)
+
+
 def test_only_the_way_is_kept_between_rows() -> None:
     """What is kept is as long as the path to the next token, and nothing at the end."""
     model, tree, trunk = model_for("llama").eval(), plant(sequences()), Trunk()

@@ -38,6 +38,14 @@ def test_greedy_text_is_the_models_own(model: GPT, draft: str, ahead: int) -> No
     assert found == complete(model, [[1, 2, 3]], 30, sampling=penalised)[0]
 
 
+def test_longrope_goes_by_the_length_of_the_text() -> None:
+    """And not by what the caches have room for besides."""
+    factors = {"short_factor": [1.0, 1.5, 2.0, 2.0], "long_factor": [8.0] * 4, "attention_factor": 1.1}
+    model = small(0, rope_scaling={**factors, "original_max_position_embeddings": 30})
+    for n in (20, 27, 28, 40):
+        assert drafted(model, small(1), n, ahead=5) == complete(model, [[1, 2, 3]], n)[0]
+
+
 def test_it_ends_where_decode_ends(model: GPT) -> None:
     whole = complete(model, [[1, 2, 3]], 1000)[0]
     assert drafted(model, small(1), 1000) == whole

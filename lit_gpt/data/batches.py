@@ -215,6 +215,8 @@ class Layout:
     """All packs are filled up to `pack_length`, or a multiple of it where a sample is longer: one shape to compile."""
     recompute_above: float = float("inf")
     """Batches with more tokens, padding included, are recomputed in the backward pass."""
+    short_length: int | None = None
+    """Samples longer than this share no tokens, and no padded batch, with others; see `Config.short_length`."""
 
     def batches(self, dataset: "TokenDataset", samples: list[int]) -> list[Batch]:
         """The samples as batches, the longest sample in the first: running out of memory shows at once."""
@@ -225,11 +227,14 @@ class Layout:
         return batches
 
     def _laid_out(self, rows: list[Sample]) -> list[Batch]:
+        short = self.short_length or self.max_length
+        kinds = [[row for row in rows if (len(row[1]) - 1 > short) is long] for long in (True, False)]
         if not self.pack_length:
-            return [
-                pad(rows[first : first + self.micro_batch_size]) for first in range(0, len(rows), self.micro_batch_size)
-            ]
-        groups = share_prefixes(rows) if self.share else [(0, [row]) for row in rows]
+            size = self.micro_batch_size
+            return [pad(kind[first : first + size]) for kind in kinds for first in range(0, len(kind), size)]
+        groups = [(0, [row]) for row in rows]
+        if self.share:
+            groups = [group for kind in kinds for group in share_prefixes(kind)]
         length = max(ROUND, self.pack_length // ROUND * ROUND)
         return [pack(groups, length if self.fixed else ROUND) for groups in fill_packs(groups, length)]
 

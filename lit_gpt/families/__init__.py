@@ -122,9 +122,8 @@ def _scaling(rope: dict[str, Any], hf: dict[str, Any]) -> dict[str, Any]:
     if kind == "longrope":
         if length is None:
             length = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1
-        divisors = [float(value) for value in rope["short_factor"]]
-        # beyond the original length all tokens would have to turn otherwise, earlier ones and those of a cache, too
-        return {"rope_scaling": {"short_factor": divisors, "attention_factor": float(length)}, "block_size": original}
+        divisors = {name: [float(value) for value in rope[name]] for name in ("short_factor", "long_factor")}
+        return {"rope_scaling": {**divisors, key: float(original), "attention_factor": float(length)}}
     if length is None:
         part, all_parts = rope.get("mscale"), rope.get("mscale_all_dim")
         both = (part, all_parts) if part and all_parts else (1, 0)

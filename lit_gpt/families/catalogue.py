@@ -161,8 +161,8 @@ def _gpt_bigcode(layers: int, heads: int, width: int, **other: Any) -> dict[str,
     return {**_gpt2(layers, heads, width, **other), "model_type": "gpt_bigcode", "multi_query": True}
 
 
-def _opt(layers: int, heads: int, width: int) -> dict[str, Any]:
-    """An OPT of this size."""
+def _opt(layers: int, heads: int, width: int, **other: Any) -> dict[str, Any]:
+    """An OPT of this size; `other` says what is different."""
     return {
         "model_type": "opt",
         "num_hidden_layers": layers,
@@ -174,6 +174,7 @@ def _opt(layers: int, heads: int, width: int) -> dict[str, Any]:
         "do_layer_norm_before": True,
         "word_embed_proj_dim": width,
         "activation_function": "relu",
+        **other,
     }
 
 
@@ -242,6 +243,7 @@ CODE          max_position_embeddings=16384 rms_norm_eps=1e-05 rope_theta=100000
 INCITE        rotary_pct=1.0 use_parallel_residual=false
 CEREBRAS      n_positions=2048 activation_function="gelu"
 GROUPED       new_decoder_architecture=true num_kv_heads=8
+RW            multi_query=false parallel_attn=false bias=true alibi=true
 LLAMA_3       vocab_size=128256 num_key_value_heads=8 max_position_embeddings=8192 rms_norm_eps=1e-05
               rope_theta=500000
 LLAMA_3_1     LLAMA_3 max_position_embeddings=131072 rope_scaling.rope_type="llama3" rope_scaling.factor=8.0
@@ -260,6 +262,7 @@ PHI_3         model_type="phi3" vocab_size=32064 max_position_embeddings=4096 sl
 PHI_3_5       PHI_3 max_position_embeddings=131072 original_max_position_embeddings=4096 sliding_window=262144
 PHI_4         PHI_3 vocab_size=100352 num_key_value_heads=10 max_position_embeddings=16384 sliding_window=null
               rope_theta=250000
+PHI_4_MINI    PHI_3_5 vocab_size=200064 num_key_value_heads=8 partial_rotary_factor=0.75 tie_word_embeddings=true
 QWEN          model_type="qwen2" vocab_size=151936 max_position_embeddings=32768 use_sliding_window=false
               rope_theta=1000000
 QWEN_MATH     QWEN max_position_embeddings=4096 rope_theta=10000
@@ -410,6 +413,10 @@ _TABLE = """
  11,841,894,400  gpt_neox 36 40 5120 50280
     databricks/dolly-v2-12b                        mit                        instruct
 # Falcon, arXiv 2311.16867
+  1,311,625,216  falcon 24 32 2048 RW vocab_size=50304
+    tiiuae/falcon-rw-1b                            apache-2.0                 allowed
+  7,516,020,736  falcon 36 64 4096 RW
+    tiiuae/falcon-rw-7b                            apache-2.0                 allowed
   6,921,720,704  falcon 32 71 4544
     tiiuae/falcon-7b                               apache-2.0                 allowed
     tiiuae/falcon-7b-instruct                      apache-2.0                 instruct
@@ -456,6 +463,8 @@ _TABLE = """
 # OPT, arXiv 2205.01068, under a licence for research only
     125,239,296  opt 12 12 768
     facebook/opt-125m                              opt-175b                   allowed
+    331,196,416  opt 24 16 1024 do_layer_norm_before=false word_embed_proj_dim=512
+    facebook/opt-350m                              opt-175b                   allowed
   1,315,758,080  opt 24 32 2048
     facebook/opt-1.3b                              opt-175b                   allowed
   2,651,596,800  opt 32 32 2560
@@ -580,6 +589,8 @@ _TABLE = """
     microsoft/Phi-3-mini-4k-instruct               mit                        instruct
   3,821,079,552  llama 32 32 3072 8192 PHI_3_5
     microsoft/Phi-3.5-mini-instruct                mit                        instruct
+  3,836,021,760  llama 32 24 3072 8192 PHI_4_MINI
+    microsoft/Phi-4-mini-instruct                  mit                        instruct
  13,960,238,080  llama 40 40 5120 17920 PHI_3 num_key_value_heads=10
     microsoft/Phi-3-medium-4k-instruct             mit                        instruct
  14,659,507,200  llama 40 40 5120 17920 PHI_4
@@ -815,6 +826,20 @@ _SETTINGS["PHI_3_5"] |= {
             "32.59 32.93 42.32 44.96 50.34 50.45 57.55 57.93 58.21 60.14 62.61 62.62 62.71 63.14 63.14 63.77 63.93 "
             "63.96 63.97 64.03 64.07 64.08 64.12 64.41 64.48 64.51 64.53 64.84"
         ),
+    },
+}
+_SETTINGS["PHI_4_MINI"] |= {
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0] * 48,
+        "long_factor": [
+            *(1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225, 1.74916897, 1.956131817, 2.187582649),
+            *(2.446418898, 2.735880826, 3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845, 5.351743533),
+            *(5.984965424, 6.693110555, 7.485043894, 8.370679318, 9.36110372, 10.4687158, 11.70738129, 13.09260651),
+            *(14.64173252, 16.37415215, 18.31155283, 20.47818807, 22.90118105, 25.61086418, 28.64115884, 32.03),
+            *(32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97, 33.28, 33.49, 33.5, 44.16),
+            47.77,
+        ],
     },
 }
 CATALOGUE: dict[str, Row] = _read_table(_TABLE, _SETTINGS)

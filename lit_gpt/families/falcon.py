@@ -1,5 +1,7 @@
 """Falcon: 7B (multi-query, one norm for attention and MLP), 40B and 180B (grouped queries, two norms), 11B (one norm).
 
+The first ones, falcon-rw, are multi-head and have ALiBi, in 16 bits and scaled as the scores are.
+
 Reads the `config.json` of `transformers`' FalconForCausalLM and that of the first releases, whose code came with the
 checkpoint (`model_type` RefinedWebModel for 7B and RefinedWeb for 40B, with keys of their own). Source: arXiv
 2311.16867.
@@ -49,11 +51,8 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
     """The `config.json` of a Falcon checkpoint -> fields of `Config`.
 
     Raises:
-        UserError: positions by ALiBi (falcon-rw), or a residual stream after the norm.
+        UserError: a residual stream after the norm.
     """
-    if hf.get("alibi"):
-        # 16 bits each, and scaled together with the scores: not what other models with ALiBi do
-        raise UserError("alibi is not supported: Falcon's biases are not those of other models")
     if hf.get("apply_residual_connection_post_layernorm"):
         raise UserError("apply_residual_connection_post_layernorm is not supported")
     bias = bool(hf.get("bias", False))
@@ -78,7 +77,7 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
         "out_bias": bias,
         "mlp_bias": bias,
         "tie_embeddings": bool(hf.get("tie_word_embeddings", True)),
-        **rope_fields(hf),
+        **({"positions": "alibi-16"} if hf.get("alibi") else rope_fields(hf)),
     }
 
 

@@ -1,13 +1,15 @@
 """OPT: learned positions whose table begins with two rows that no position has.
 
+350M is of another kind: its norms stand behind the sums, there is none at the end, and its embedding is narrower than
+its layers.
+
 Source: arXiv 2205.01068; weight names as in `transformers`' OPTForCausalLM, and without its prefix as in the first
-exports. 350M is not supported: its norms stand behind the sums, and its embedding is narrower than its layers.
+exports.
 """
 
 from typing import Any
 
 from lit_gpt.families import activation
-from lit_gpt.settings import UserError
 
 MODEL_TYPES = ("opt",)
 
@@ -18,7 +20,12 @@ WEIGHTS = {
     "lm_head.weight": "lm_head.weight",
     **{
         f"{prefix}{theirs}.weight": f"{ours}.weight"
-        for theirs, ours in (("embed_tokens", "wte"), ("embed_positions", "wpe"))
+        for theirs, ours in (
+            ("embed_tokens", "wte"),
+            ("embed_positions", "wpe"),
+            ("project_in", "widen"),
+            ("project_out", "narrow"),
+        )
         for prefix in _PREFIXES
     },
     **{f"{prefix}final_layer_norm.{kind}": f"norm.{kind}" for kind in _KINDS for prefix in _PREFIXES},
@@ -43,19 +50,9 @@ IGNORED = (r"(model\.)?decoder\.version",)
 
 
 def fields(hf: dict[str, Any]) -> dict[str, Any]:
-    """The `config.json` of an OPT checkpoint -> fields of `Config`.
-
-    Raises:
-        UserError: the norms stand behind the sums, there is none at the end, or the embedding has a width of its own.
-    """
-    if not hf.get("do_layer_norm_before", True):
-        raise UserError("do_layer_norm_before false is not supported")
-    if hf.get("_remove_final_layer_norm"):
-        raise UserError("_remove_final_layer_norm is not supported")
-    if (hf.get("word_embed_proj_dim") or hf["hidden_size"]) != hf["hidden_size"]:
-        raise UserError(
-            f"word_embed_proj_dim {hf['word_embed_proj_dim']} is not supported: only hidden_size, {hf['hidden_size']}"
-        )
+    """The `config.json` of an OPT checkpoint -> fields of `Config`."""
+    before = bool(hf.get("do_layer_norm_before", True))
+    width = hf.get("word_embed_proj_dim")
     bias = bool(hf.get("enable_bias", True))
     return {
         "block_size": hf.get("max_position_embeddings") or 2048,
@@ -66,6 +63,9 @@ def fields(hf: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": hf["ffn_dim"],
         "norm": "layer" if hf.get("layer_norm_elementwise_affine", True) else "plain",
         "norm_eps": 1e-5,
+        "norm_sums": not before,
+        "final_norm": before and not hf.get("_remove_final_layer_norm"),
+        "embed_size": None if width == hf["hidden_size"] else width,
         "mlp": "plain",
         "activation": activation(hf, "activation_function", "relu"),
         "qkv_bias": bias,

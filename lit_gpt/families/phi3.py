@@ -1,8 +1,7 @@
 """Phi 3 and Phi 4: Llama with fused weights, windows in the short Phi 3, and heads that may be partly rotated.
 
-The models for 128k tokens, Phi 3.5 and Phi 4 mini have LongRoPE: beyond the original length, 4096 tokens, all positions
-would have to turn otherwise, so that is their limit here. Sources: arXiv 2404.14219, arXiv 2412.08905; weight names as
-in `transformers`' Phi3ForCausalLM.
+The models for 128k tokens, Phi 3.5 and Phi 4 mini have LongRoPE. Sources: arXiv 2404.14219, arXiv 2412.08905; weight
+names as in `transformers`' Phi3ForCausalLM.
 """
 
 from typing import Any
