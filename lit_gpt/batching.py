@@ -24,22 +24,20 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from lit_gpt.attention import KVCache, Ragged, weighed
+from lit_gpt.alike import like_queries, like_sizes, sixteens
+from lit_gpt.attention import KVCache, Ragged
 from lit_gpt.decode import Sampling, kernels_for
 from lit_gpt.model import GPT
 
 APART = 16
 """Tokens between cuts of a prompt at least."""
-COMPARED = 1_000_000
-"""Numbers that are compared to find out whether two kernels give the same bits: in 16 bits few of them differ."""
 
 
 @dataclass
@@ -458,11 +456,6 @@ def _to_last_cut(pieces: Sequence[tuple[int, ...]], cuts: Sequence[int]) -> tupl
     return tuple(pieces[:count]), ends[count]
 
 
-def sixteens(size: int) -> int:
-    """The next multiple of 16: kernels treat all rows of such a number alike."""
-    return -(-size // 16) * 16
-
-
 def _likeliest(logits_AV: Tensor, total_A1: Tensor, best_A: Tensor, wanted: list[int]) -> list[list[tuple[int, float]]]:
     """So many likeliest tokens of each place, and how likely; of equally likely ones the smaller id, as in `argmax`.
 
@@ -486,67 +479,3 @@ def _likeliest(logits_AV: Tensor, total_A1: Tensor, best_A: Tensor, wanted: list
                 row[-1] = best
             found[place] = sorted(zip(row, value, strict=True), key=lambda pair: (-pair[1], pair[0]))
     return found
-
-
-@torch.inference_mode()
-def like_sizes(model: GPT, most: int) -> list[int]:
-    """Numbers of tokens in a call, up to `most` or a few more, with which a token gets the same bits but for attention.
-
-    Tried with random numbers on the first block, the last one and the head. Empty if it holds for large numbers only.
-    """
-    most = sixteens(most)
-    weight, blocks = model.wte.weight, [model.blocks[0], model.blocks[-1]]
-    x_1MC = torch.randn(1, most, model.config.n_embd, generator=torch.Generator().manual_seed(0))
-    x_1MC = x_1MC.to(weight.device, weight.dtype)
-
-    def tokenwise(at: int, size: int) -> list[Tensor]:
-        part_1MC = x_1MC[:, at : at + size]
-        place_1M = torch.zeros(1, size, dtype=torch.int64, device=weight.device)
-        ropes = model.ropes(place_1M, weight.dtype)
-        with kernels_for(size, weight.device):
-            out = [block(part_1MC, ropes, lambda _, q_1HMD, *__: q_1HMD) for block in blocks]
-            return [*out, model.logits(part_1MC)]
-
-    whole = tokenwise(0, most)
-    alike = []
-    for size in (1, 2, *range(4, 32, 4), *range(32, most, 16)):
-        last = most - size  # the last ones may be treated in another way
-        stride = max(1, last * size * (2 * model.config.n_embd + model.config.padded_vocab_size) // COMPARED)
-        starts = {0, 1, last, *range(0, last, stride)}
-        if _same_bits(tokenwise, size, starts, whole, dim=1):
-            alike.append(size)
-    return [*alike, most] if alike and alike[0] <= 8 else []
-
-
-@torch.inference_mode()
-def like_queries(model: GPT, length: int, most: int = 16) -> list[int]:
-    """Numbers of tokens up to `most` that may look at keys at a time: one of them gets the same bits with each number.
-
-    Tried with random numbers, for several numbers of keys up to `length`.
-    """
-    config, generator = model.config, torch.Generator().manual_seed(0)
-    G, R, D = config.n_query_groups, config.n_head // config.n_query_groups, config.head_size
-    alike = [size for size in (1, 2, 4, 8) if size < most]
-    for keys in {min(length, keys) for keys in (1, 37, 64, 300, 1000, length)}:
-        k_1GSD, v_1GSD = torch.randn(2, 1, G, keys, D, generator=generator)
-        seen = partial(_seen, torch.randn(1, G, most, R, D, generator=generator), k_1GSD, v_1GSD)
-        whole = seen(0, most)
-        alike = [size for size in alike if _same_bits(seen, size, range(most - size + 1), whole, dim=2)]
-    return [*alike, most]
-
-
-def _seen(q_1GMRD: Tensor, k_1GSD: Tensor, v_1GSD: Tensor, start: int, size: int) -> list[Tensor]:
-    """What `size` tokens see, and their sums: (1, G, size, R, ...)."""
-    q_1GND = q_1GMRD[:, :, start : start + size].flatten(2, 3)
-    return [x.unflatten(2, (size, -1)) for x in weighed(q_1GND, k_1GSD, v_1GSD, 1 / q_1GND.size(-1))]
-
-
-def _same_bits(
-    compute: Callable[[int, int], list[Tensor]], size: int, starts: Iterable[int], whole: list[Tensor], dim: int
-) -> bool:
-    """Whether so many tokens, from any of these starts on, get the bits that they have among all."""
-    return all(
-        torch.equal(x, y.narrow(dim, start, size))
-        for start in starts
-        for x, y in zip(compute(start, size), whole, strict=True)
-    )

@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 
-from lit_gpt import attention, batching
+from lit_gpt import alike, attention, batching
 from lit_gpt.attention import weighed
 from lit_gpt.batching import APART, Engine, Job, Refused, Token, split
 from lit_gpt.config import Config
 from lit_gpt.decode import Sampling, complete
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, MLP
 from lit_gpt.quantize import for_decoding
 
 SIZES = {"block_size": 64, "padded_vocab_size": 53, "n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 48}
@@ -379,14 +379,19 @@ def test_the_loop_survives_what_is_wrong_with_itself(monkeypatch: pytest.MonkeyP
 
 
 def test_a_number_of_tokens_that_seldom_gives_other_bits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, logits, sizes = [], GPT.logits, batching.like_sizes(make(), 64)
+    """Of a layer's numbers, one in 5,000: of this model's calls with so few tokens, one in 52."""
+    sizes, calls, down = batching.like_sizes(make(), 64), [], MLP.forward
 
-    def seldom(model: GPT, x: torch.Tensor) -> torch.Tensor:
+    def seldom(mlp: MLP, x: torch.Tensor) -> torch.Tensor:
         calls.append(x.size(1))
-        return logits(model, x) + (calls.count(sizes[0]) == 40 and x.size(1) == sizes[0])
+        return down(mlp, x) + 1e-3 * (calls.count(sizes[0]) == 52 and x.size(1) == sizes[0])
 
-    monkeypatch.setattr(GPT, "logits", seldom)
+    monkeypatch.setattr(MLP, "forward", seldom)
     assert batching.like_sizes(make(), 64) == sizes[1:]
+    monkeypatch.setattr(MLP, "forward", down)
+    logits = GPT.logits
+    monkeypatch.setattr(GPT, "logits", lambda model, x: logits(model, x) + 1e-3 * (x.size(1) == sizes[1]))
+    assert batching.like_sizes(make(), 64) == [sizes[0], *sizes[2:]]
 
 
 def test_numbers_of_queries_that_give_other_bits_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +401,7 @@ def test_numbers_of_queries_that_give_other_bits_are_not_taken(monkeypatch: pyte
 
     model = make("grouped keys, gated")
     expected = [size for size in batching.like_queries(model, 64) if size != 4]
-    monkeypatch.setattr(batching, "weighed", other)
+    monkeypatch.setattr(alike, "weighed", other)
     assert batching.like_queries(model, 64) == expected
 
 

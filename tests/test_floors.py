@@ -18,8 +18,9 @@ FLOORS = [
     {"methods", "hub", "hf_weights"},
     {"peft_files", "litgpt_files"},
     {"checkpoint", "convert", "data", "decode", "streaming", "scoring"},
-    {"speculative", "batching", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
-    {"workload", "resume", "api"},
+    {"alike", "speculative", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
+    {"batching", "workload", "resume"},
+    {"api"},
     {"compiling"},
     {"run", "rehearsal"},
     {
