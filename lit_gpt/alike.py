@@ -51,7 +51,7 @@ def like_sizes(model: GPT, most: int) -> list[int]:
             return [*found, *out, *([model.logits(part_1MC)] if start < 2 else [])]
 
     alike, whole = [], tokenwise(0, most)
-    for size in (1, 2, *range(4, 32, 4), *range(32, most, 16)):
+    for size in (1, *range(4, 32, 4), *range(32, most, 16)):
         last = most - size  # the last ones may be treated in another way
         starts = {0, 1, last, *range(0, last, max(1, 2 * last * size * width // COMPARED))}
         if _same_bits(tokenwise, size, starts, whole, dim=1):

@@ -168,6 +168,7 @@ def evaluate(settings: Evaluate) -> None:
     from lm_eval.utils import handle_non_serializable, make_table
 
     from lit_gpt.answers import open_answers
+    from lit_gpt.quantize import for_decoding
     from lit_gpt.runlog import peak_memory_gb
     from lit_gpt.tokenizer import Tokenizer
 
@@ -177,6 +178,8 @@ def evaluate(settings: Evaluate) -> None:
     )  # fails sooner than a model loads
     model = settings.load()
     identity = "" if settings.use_cache is None else settings.identity(model)
+    if settings.quantize is None:  # kernels of 4 bits are for few rows, and most calls have hundreds
+        for_decoding(model, several=True)
     with settings.memory_explained(), open_answers(settings.use_cache, identity) as answers:
         results = evaluate_model(
             model,
