@@ -91,9 +91,8 @@ def check(
         for name, tensor in shard.open().items():
             if name in names:
                 here = names[name]
-                _check_one(
-                    name, tensor, here.shape([tuple(needed[ours].shape) for ours in here.names]), shard, described
-                )
+                wanted = here.shape([tuple(needed[ours].shape) for ours in here.names])
+                _check_one(name, tensor, wanted, shard, described, here.names[0] in ("wte.weight", "lm_head.weight"))
                 if twice := [ours for ours in here.names if ours in found]:
                     raise UserError(f"{shard.name}: {name} is there twice, also as {found[twice[0]][1]}")
                 found |= dict.fromkeys(here.names, (shard, name, tensor.dtype))
@@ -167,8 +166,10 @@ def _ignored(config: Config) -> Callable[[str], object]:
     return re.compile("|".join(_family(config).IGNORED) or "(?!)").fullmatch
 
 
-def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard, described: str) -> None:
-    """Compares a tensor with the shape that it must have."""
+def _check_one(
+    name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard, described: str, of_tokens: bool
+) -> None:
+    """Compares a tensor with the shape that it must have; some have a row for every token."""
     if tensor.dtype not in STORAGES:
         raise UserError(
             f"{shard.name}: {name} is {tensor.dtype}; weights that are quantised already are not supported: "
@@ -177,7 +178,7 @@ def _check_one(name: str, tensor: Tensor, wanted: tuple[int, ...], shard: Shard,
     if tuple(tensor.shape) == wanted:
         return
     advice = f"is it this checkpoint's own {described}, or is the file damaged?"
-    if len(wanted) == 2 and tuple(tensor.shape[1:]) == wanted[1:] and not re.search(r"\.\d+\.", name):
+    if of_tokens and tuple(tensor.shape[1:]) == wanted[1:]:
         key = "vocab_size" if described == "config.json" else "padded_vocab_size"
         advice = f"if tokens were added, set {key} to {tensor.shape[0]} in {described}"
     raise UserError(f"{shard.name}: {name} is {tuple(tensor.shape)}, by {described} it is {wanted}; {advice}")

@@ -428,3 +428,13 @@ def test_state_dict_from_hf_names_what_is_wrong() -> None:
     config = Config.from_hf(hf_model().config.to_dict())
     with pytest.raises(UserError, match=f"{NORM} missing in the state dict"):
         state_dict_from_hf(edit({NORM: None}), config)
+
+
+def test_other_positions_are_no_added_tokens(tmp_path: Path) -> None:
+    """A table of positions that is longer than config.json says: vocab_size would not mend it."""
+    config = transformers.GPT2Config(vocab_size=101, n_positions=32, n_embd=48, n_layer=1, n_head=4)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), "n_positions": 16})
+    with pytest.raises(UserError, match=r"wpe.weight is .*is it this checkpoint's own config.json") as raised:
+        convert(Convert(tmp_path))
+    assert "vocab_size" not in str(raised.value)

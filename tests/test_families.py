@@ -415,6 +415,10 @@ REFUSED = [
     ({**LLAMA, "rope_scaling": {**LONG, "long_factor": [1.0] * 7}}, "long_factor must have 6 numbers, got 7"),
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": [0.0] * 6}}, "short_factor must be a positive number"),
     ({**LLAMA, "rope_scaling": {**LONG, "long_factor": [-1.0] * 6}}, "long_factor must be a positive number"),
+    (
+        {**LLAMA, "rope_scaling": {**LONG, "original_max_position_embeddings": 1}},
+        "original_max_position_embeddings must be above 1, got 1",
+    ),
     ({**LLAMA, "rope_scaling": {**LONG, "short_factor": 1.0}}, "a value is of the wrong type"),
     ({**LLAMA, "rope_scaling": {**YARN, "type": "su"}}, "key 'short_factor' is missing"),
     ({**LLAMA, "rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),

@@ -366,3 +366,8 @@ def test_describe_and_restore() -> None:
 def test_bad_settings(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         LoRA(**changes)
+
+
+def test_an_adapter_for_no_layer_is_refused() -> None:
+    with pytest.raises(UserError, match="--adapter_start_layer 2: the layers are 0 to 1; no layer"):
+        Adapter().attach(tiny())

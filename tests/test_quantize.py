@@ -246,3 +246,15 @@ def test_precisions_that_do_not_go_together_and_a_missing_package(
 def test_parameters_are_counted_unpacked(kind: str) -> None:
     layer = quantized(torch.randn(64, 128), torch.zeros(64), kind, torch.bfloat16, "cpu")
     assert [count(parameter) for parameter in layer.parameters()] == [64 * 128, 64]
+
+
+@every_kind
+def test_dora_over_a_quantised_base(base: Path, kind: str) -> None:
+    """Its rows have the lengths of the weight that the layer computes with, so attaching changes nothing."""
+    model = load_gpt(base, torch.float32, quantize=kind)
+    before = model(IDX)
+    LoRA(lora_dora=True, **EVERYWHERE).attach(model)
+    assert difference(model(IDX), before) <= 1e-6
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            assert difference(module.lora_magnitude, dequantized(module.base, torch.float32).norm(dim=1)) <= 1e-6

@@ -120,6 +120,8 @@ def _scaling(rope: dict[str, Any], hf: dict[str, Any]) -> dict[str, Any]:
     factor = float(rope.get("factor") or hf["max_position_embeddings"] / original)
     length = rope.get("attention_factor")
     if kind == "longrope":
+        if not original > 1:
+            raise UserError(f"{key} must be above 1, got {original}")
         if length is None:
             length = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1
         divisors = {name: [float(value) for value in rope[name]] for name in ("short_factor", "long_factor")}

@@ -159,6 +159,11 @@ class Adapter:
         """See `Method`."""
         from lit_gpt.methods.adapter import attach
 
+        if self.adapter_start_layer >= model.config.n_layer:
+            raise UserError(
+                f"--adapter_start_layer {self.adapter_start_layer}: the layers are 0 to {model.config.n_layer - 1}; "
+                "no layer would have trained tokens"
+            )
         attach(model, self)
 
     def merge(self, model: "GPT") -> None:

@@ -72,7 +72,8 @@ class DoRALinear(LoRALinear):
     @torch.no_grad()
     def norms(self) -> Tensor:
         """Lengths of the updated weight's rows, (out,), float32: |w + d|^2 = |w|^2 + 2 w d + |d|^2."""
-        weight, A, B = dequantized(self.base, self.base.weight.dtype), self.lora_A, self.scale * self.lora_B
+        dtype = self.base.compute_dtype if is_quantized(self.base) else self.base.weight.dtype
+        weight, A, B = dequantized(self.base, dtype), self.lora_A, self.scale * self.lora_B
         squares = []
         for w, b in zip(weight.split(ROWS), B.split(ROWS), strict=True):  # few rows at a time are widened
             wide = w.float()
