@@ -63,7 +63,8 @@ class Subject(Trained):
         from lit_gpt.checkpoint import DTYPES, default_device, load_gpt
 
         began = time.perf_counter()
-        options = {"finetuned": self.finetuned, "merge": True, "quantize": self.quantize, "device": default_device()}
+        # Not merged: folded into weights of 16 bits, what is smaller than their steps would be lost.
+        options = {"finetuned": self.finetuned, "quantize": self.quantize, "device": default_device()}
         model = load_gpt(self.checkpoint_dir, DTYPES[self.precision], **options)
         print(f"Loaded {self.checkpoint_dir} in {time.perf_counter() - began:.2f} s", file=sys.stderr)
         return model

@@ -74,6 +74,8 @@ class Generate:
         check_seed(self.seed)
         if self.prompts_file is not None and (self.prompt != type(self).prompt or getattr(self, "input", "")):
             raise UserError("--prompt, --input: the prompts are those of --prompts_file; take one of the two")
+        if not self.prompt:
+            raise UserError("--prompt: it is empty; give the model something to go on with")
         self.stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if self.draft_checkpoint_dir and self.compile:
             raise UserError("--compile: is for single tokens, and a draft is judged in one pass; take one of the two")

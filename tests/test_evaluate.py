@@ -88,6 +88,21 @@ def test_finetuned_model(checkpoint: Path, own_tasks: Path, tmp_path: Path) -> N
     assert before != pytest.approx(after, rel=1e-3)
 
 
+def test_updates_smaller_than_the_weights_steps_are_evaluated(checkpoint: Path, tmp_path: Path) -> None:
+    """Folded into weights of 16 bits they would be lost."""
+    model, lora = load_gpt(checkpoint, torch.bfloat16), LoRA(lora_r=2)
+    lora.attach(model)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=1e-5)
+    path = tmp_path / "lit_model_lora_finetuned.pth"
+    save_finetuned(path, model, lora, {"base": base_identity(checkpoint), "prompt_style": "alpaca"})
+    loaded = Evaluate(checkpoint, lora_path=path, precision="bf16-true").load()
+    updates = [(p, model.get_parameter(name)) for name, p in loaded.named_parameters() if name.endswith("lora_B")]
+    assert len(updates) == 2 * model.config.n_layer
+    assert all(torch.equal(*pair) for pair in updates)
+
+
 KILLED = """
 import os, signal, sys
 import lit_gpt.harness
