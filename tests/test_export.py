@@ -144,7 +144,7 @@ def test_the_folder_of_a_run_or_a_model_is_not_written_into(checkpoint: Path, tm
     [
         (
             "llama: multi-head",
-            Adapter(),
+            Adapter(adapter_start_layer=1),
             "--format peft is for LoRA, as PEFT's adaption prompt has one gate for a layer",
         ),
         ("llama: multi-head", Full(), "was trained with full; --format peft is for LoRA\n"),
