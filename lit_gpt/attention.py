@@ -291,7 +291,7 @@ ROWS = 32
 MOST_ROWS = 256
 """Queries of a tile at most."""
 
-TILE = 2500
+TILE = 5000
 """What a tile costs by itself, in scores: more queries share one product, but more of its scores are hidden."""
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from lit_gpt.processes import begin_anew
 from lit_gpt.settings import did_you_mean, run
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -57,9 +58,16 @@ def _load(place: str) -> Any:
     return getattr(importlib.import_module(f"lit_gpt.{module}"), name)
 
 
+def _loaded(command: str, words: list[str]) -> list[Any]:
+    """A command's function and settings, in a process that suits it."""
+    if command.startswith("finetune") and not {"-h", "--help"} & set(words):
+        begin_anew()
+    return [_load(place) for place in COMMANDS[command]]
+
+
 def launch(command: str, doc: str, **defaults: Any) -> NoReturn:
     """Runs a command for a launcher file; `defaults` are the constants at the launcher's top."""
-    function, *classes = (_load(place) for place in COMMANDS[command])
+    function, *classes = _loaded(command, sys.argv)
     sys.exit(run(function, classes, sys.argv[0], doc, defaults))
 
 
@@ -77,7 +85,7 @@ def main() -> NoReturn:
         for name, (function, *_) in COMMANDS.items():
             print(f"  lit-gpt {name:22} {_description(_load(function)).splitlines()[0]}")
         sys.exit(0)
-    function, *classes = (_load(place) for place in COMMANDS[command])
+    function, *classes = _loaded(command, words)
     rest = words[len(command.split()) :]
     sys.exit(run(function, classes, f"lit-gpt {command}", _description(function), argv=rest))
 

@@ -61,8 +61,8 @@ class Finetune:
     micro_batch_size: int = 4
     """Samples of an iter, and of a forward pass when they are padded (--pack_length 0)."""
     pack_length: int | None = None
-    """Tokens of a forward pass: as many samples as fit, one after the other; unset: 2048, on the CPU 640, where longer
-    products are no faster; 0: pad micro-batches instead."""
+    """Tokens of a forward pass: as many samples as fit, one after the other; unset: 2048, on the CPU 1024, or 640 where
+    it has AMX; 0: pad micro-batches instead."""
     share_prefix: bool = True
     """Compute tokens that samples have in common, such as the prompt template, once per pack."""
     max_iters: int | None = None
@@ -215,10 +215,10 @@ def take_part(settings: Finetune, method: Method) -> None:
     from lit_gpt.resume import find, finished
     from lit_gpt.run import Run
     from lit_gpt.tokenizer import Tokenizer
-    from lit_gpt.workload import Workload
+    from lit_gpt.workload import Workload, usual_pack_length
 
     if settings.pack_length is None:
-        settings.pack_length = 640 if default_device().type == "cpu" else 2048
+        settings.pack_length = usual_pack_length(default_device())
     several = settings.world > 1 and not settings.dry_run
     ranks = Ranks(0, settings.world)
     fabric = launch(settings, ranks) if several else None  # at once, so that they know if one of them fails

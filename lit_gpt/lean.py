@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +32,8 @@ class _SiluProduct(torch.autograd.Function):
 def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
     """Adds scale * B A dropout(x) to y, in place.
 
-    Keeps x (which its other readers keep too) and a mask of one byte per element, not the dropped copy of x.
+    Keeps x (which its other readers keep too) and a mask of one byte per element, on the CPU of one bit, not the
+    dropped copy of x.
 
     Args:
         y: (..., out), x: (..., in), A: (r, in), B: (out, r); A and B may be of another type than x.
@@ -53,6 +55,18 @@ def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
     keep = torch.empty(x.shape, dtype=torch.int16, device=x.device)
     torch.ge(draws.view(torch.int16)[: x.numel()].view(x.shape), level - 2**15, out=keep)
     return keep.to(torch.int8), level / 2**16
+
+
+def kept_small(keep: Tensor | None) -> Tensor | None:
+    """A mask as the backward pass is to keep it: on the CPU in bits; packing them would be launches more on a GPU."""
+    return keep if keep is None or keep.is_cuda else torch.from_numpy(np.packbits(keep.numpy()))
+
+
+def kept_whole(bits: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """The mask of which `kept_small` made this."""
+    if bits is None or bits.is_cuda:
+        return bits
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel())).view(torch.int8).view(shape)
 
 
 def dropped(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -79,14 +93,15 @@ class _LowRankAdd(torch.autograd.Function):
         short_A, short_B = A.to(x.dtype), B.to(y.dtype)
         low = F.linear(dropped(x, keep).flatten(0, -2), short_A)
         y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), short_B.t(), alpha=scale)
-        ctx.save_for_backward(x, keep, low, short_A, short_B)
+        ctx.save_for_backward(x, kept_small(keep), low, short_A, short_B)
         ctx.scale, ctx.dtypes = scale, (A.dtype, B.dtype)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, keep, low, A, B = ctx.saved_tensors
+        x, bits, low, A, B = ctx.saved_tensors
+        keep = kept_whole(bits, x.shape)
         type_A, type_B = ctx.dtypes
         dy_2d = dy.flatten(0, -2).to(low.dtype)
         dB = (dy_2d.t() @ low) * ctx.scale

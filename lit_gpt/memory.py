@@ -87,7 +87,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
 
     Args:
         adapted: ends of the names of the trained linear layers: their inputs are kept.
-        dropout: whether a mask of one byte per input is kept as well.
+        dropout: whether a mask of every input is kept as well: a byte for each, with `tiles` (on a CPU) a bit.
         size: bytes of an activation.
         tiles: whether attention is computed in tiles (`lit_gpt.attention`): neither its output nor sums are kept.
     """
@@ -112,7 +112,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
         gates = 2 if config.mlp == "gated" else 1
         masks = sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries
         masks += (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C + on["mlp.down"] * F
-        total += masks
+        total += masks // 8 if tiles else masks
     return total
 
 

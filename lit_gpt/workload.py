@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_gpt.config import Config
-from lit_gpt.data.batches import ROUND, Batch, Batches, Layout, share_out
+from lit_gpt.data.batches import CPU_ROUND, ROUND, Batch, Batches, Layout, share_out
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.memory import HEAP, Needs, fitting_pack, needs, plan, return_large_blocks
 from lit_gpt.methods import Method
@@ -49,7 +49,8 @@ class Workload:
             raise UserError(f"--max_seq_length {max_length}: this model has {config.block_size} positions only")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
         shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
-        options = {"fixed": s.compile, "short_length": config.short_length}
+        multiple = ROUND if torch.cuda.is_available() else CPU_ROUND
+        options = {"fixed": s.compile, "short_length": config.short_length, "multiple": multiple}
         self.layout = Layout(s.micro_batch_size, s.pack_length, shared, max_length, **options)
         self.batches = Batches(splits["train"], kept, s.batch_size, self.layout, s.seed, *place)
         self.steps, self.samples = plan_length(s, self.batches)
@@ -185,6 +186,16 @@ class Workload:
             if planned < 0.8 * failed:
                 return f"{planned / 1e9:.2f} instead of {failed / 1e9:.2f} GB are planned with {flags}: go on with that"
         return "free some memory and go on; or start anew with --quantize bnb.nf4-dq or a shorter --max_seq_length"
+
+
+def usual_pack_length(device: torch.device) -> int:
+    """Tokens of a pack unless somebody asks for another number: what is fast without taking much memory.
+
+    With AMX a CPU's products are no faster from 768 rows on (bench/NOTES.md).
+    """
+    if device.type != "cpu":
+        return 2048
+    return 640 if torch.cpu._is_amx_tile_supported() else 1024
 
 
 def usable_samples(dataset: TokenDataset, max_length: int, long_samples: str, place: Path) -> list[int]:

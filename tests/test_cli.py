@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lit_gpt.cli import COMMANDS, _load, main
+from lit_gpt.processes import ROOM
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("finetune", "generate", "chat", "scripts", "eval", "submission")
@@ -149,3 +150,36 @@ def test_bad_commands_are_one_line(words: str, message: str, capsys, monkeypatch
 def test_console_command_is_installed_by_that_name() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert '[project.scripts]\nlit-gpt = "lit_gpt.cli:main"\n' in text
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.path.exists("/proc/driver/nvidia"), reason="for Linux without a GPU")
+def test_training_on_a_cpu_begins_anew_with_an_allocator_that_suits_it(tmp_path: Path) -> None:
+    """Once, as the same process with the same arguments, and only where nobody else has set anything."""
+    told = "import os, sys\nprint(os.getpid(), sys.argv[1:], [os.environ.get(name) for name in ROOM], flush=True)\n"
+    script = tmp_path / "lora.py"
+    script.write_text(f"from lit_gpt.processes import ROOM, begin_anew\n{told}begin_anew()\nprint('on')\n")
+    free = {name: value for name, value in os.environ.items() if name not in ROOM}
+
+    def lines(environment: dict[str, str]) -> list[str]:
+        words = [sys.executable, script.name, "--a", "b c"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    first, second, last = lines({**free, "PYTHONPATH": str(ROOT)})
+    assert first.endswith("['--a', 'b c'] [None, None]")
+    assert second == first.replace("[None, None]", str(list(ROOM.values())))
+    assert last == "on"
+    assert len(lines({**free, "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.check=0"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [("finetune lora --lora_r 0", True), ("finetune full --help", False), ("generate base --top_k 0", False)],
+)
+def test_which_commands_begin_anew(words: str, begins: bool, monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr("lit_gpt.cli.begin_anew", lambda: called.append(True))
+    monkeypatch.setattr(sys, "argv", ["lit-gpt", *words.split()])
+    with pytest.raises(SystemExit):
+        main()
+    assert bool(called) == begins

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import dropped, keep_mask, low_rank_add, rms_norm, rotate, silu_product
+from lit_gpt.lean import dropped, keep_mask, kept_small, kept_whole, low_rank_add, rms_norm, rotate, silu_product
 from lit_gpt.methods import LoRA
 
 
@@ -104,6 +104,15 @@ def test_dropped_is_masked_fill(dtype: torch.dtype) -> None:
     keep = torch.tensor([[1, 0, 0], [0, 1, 1]], dtype=torch.int8)
     assert torch.equal(dropped(x, keep), x.masked_fill(keep == 0, 0))
     assert torch.equal(dropped(x.T, keep.T), x.T.masked_fill(keep.T == 0, 0))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 8, 8)])
+def test_a_mask_is_kept_in_bits(shape: tuple[int, ...]) -> None:
+    keep, _ = keep_mask(torch.empty(shape), 0.5)
+    bits = kept_small(keep)
+    assert bits.nbytes == -(-keep.numel() // 8)
+    assert torch.equal(kept_whole(bits, keep.shape), keep)
+    assert kept_small(None) is kept_whole(None, keep.shape) is None
 
 
 def test_dropout_drops_its_share_in_training_only() -> None:

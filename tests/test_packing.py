@@ -1,6 +1,6 @@
 """Packs compute exactly what separate samples compute: losses and gradients, with and without shared beginnings."""
 
-import itertools
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt import GPT, Config
 from lit_gpt.attention import Look, Pack, causal
-from lit_gpt.data.batches import Layout, fill_packs, pad, share_prefixes
+from lit_gpt.data.batches import Layout, fill_packs, pack, pad
 from lit_gpt.loss import head_loss
 from lit_gpt.methods import LoRA
 
@@ -172,16 +172,16 @@ def test_every_sample_is_in_one_pack_and_packs_are_as_long_as_allowed() -> None:
     assert shared < 0.8 * int((data.lengths - 1).sum())
 
 
-def test_long_samples_share_nothing_with_short_ones() -> None:
-    """They are turned otherwise by LongRoPE: neither a beginning in a pack nor the length of a padded batch."""
+def test_long_samples_are_not_with_short_ones() -> None:
+    """They are turned otherwise by LongRoPE: they share neither a pack nor the length of a padded batch."""
     data = Samples(TEMPLATES["one"], 40)
     long = {i for i in range(40) if data.lengths[i] > 13}
     assert 0 < len(long) < 40
-    padded, (packed,) = (Layout(4, length, short_length=12).batches(data, list(range(40))) for length in (0, 500))
-    assert all(set(batch.samples) <= long or not long & set(batch.samples) for batch in padded)
-    assert sorted(i for batch in padded for i in batch.samples) == list(range(40))
-    assert int((packed.pack.depths == 0).sum()) == 3  # long ones, short ones, filling
-    assert packed.pack.lengths_1T.unique_consecutive().tolist()[:2] == [14, 12]
+    padded, packed = (Layout(4, length, short_length=12).batches(data, list(range(40))) for length in (0, 500))
+    for batches in (padded, packed):
+        assert all(set(batch.samples) <= long or not long & set(batch.samples) for batch in batches)
+        assert sorted(i for batch in batches for i in batch.samples) == list(range(40))
+    assert [batch.pack.lengths_1T[0, 0] for batch in packed] == [14, 12]
 
 
 def test_a_sample_longer_than_a_pack_has_one_of_its_own() -> None:
@@ -193,37 +193,46 @@ def test_a_sample_longer_than_a_pack_has_one_of_its_own() -> None:
     assert sorted(i for pack in packs for i in pack.samples) == list(range(9))
 
 
-def brute_force(samples: list) -> int:
-    """The most tokens that any division into groups saves, by trying all of them."""
-    if not samples:
-        return 0
-    first, rest = samples[0], samples[1:]
-    best = brute_force(rest)
-    for size in range(1, len(rest) + 1):
-        for others in itertools.combinations(range(len(rest)), size):
-            group = [first, *(rest[i] for i in others)]
-            shortest = min(len(ids) for _, ids, _ in group) - 1
-            same = next((d for d in range(shortest) if len({int(ids[d]) for _, ids, _ in group}) > 1), shortest)
-            left = [s for i, s in enumerate(rest) if i not in others]
-            best = max(best, same * size + brute_force(left))
-    return best
+def beginnings(samples: list) -> set[tuple[int, ...]]:
+    """The different beginnings of samples, without their last tokens: each is a token of the tree that they form."""
+    return {tuple(ids[:n]) for _, ids, _ in samples for n in range(1, len(ids))}
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_shared_prefixes_save_as_much_as_possible(seed: int) -> None:
+def test_what_samples_have_in_common_stands_once(seed: int) -> None:
+    """Some of these are equal, some continue others, some share nothing; targets count for every sample."""
     generator = np.random.default_rng(seed)
-    samples = [(i, generator.integers(0, 2, generator.integers(3, 9)), np.ones(9, bool)) for i in range(6)]
-    groups = share_prefixes(samples)
-    assert sorted(i for _, members in groups for i, _, _ in members) == list(range(6))
-    for shared, members in groups:
-        assert len({tuple(ids[:shared]) for _, ids, _ in members}) == 1
-    assert sum(shared * (len(members) - 1) for shared, members in groups) == brute_force(samples)
+    sizes = generator.integers(3, 9, 20)
+    samples = [(i, generator.integers(0, 2, n), np.ones(n, bool)) for i, n in enumerate(sizes)]
+    (held,) = fill_packs(samples, 500)
+    batch = pack(held, multiple=1)
+    assert batch.idx_BT.numel() == len(beginnings(samples)) == len(batch.pack.depths)
+    assert sorted(batch.samples) == list(range(20))
+    assert batch.targets == int(batch.weights_N.sum()) == int((sizes - 1).sum())
+    asked = defaultdict(int)
+    for _, ids, _ in samples:
+        for n in range(1, len(ids)):
+            asked[tuple(ids[:n]), int(ids[n])] += 1
+    seen = {}
+    for place, depth in enumerate(batch.pack.depths):
+        seen[depth] = int(batch.idx_BT[0, place])
+        for target in (batch.places_N == place).nonzero()[:, 0]:
+            text = tuple(seen[d] for d in range(depth + 1))
+            assert asked.pop((text, int(batch.labels_N[target]))) == int(batch.weights_N[target])
+    assert not asked
 
 
-def test_a_group_of_one_shares_nothing() -> None:
-    samples = [(i, np.arange(8) + (0 if i < 2 else 50), np.ones(8, bool)) for i in range(3)]
-    packs = fill_packs(share_prefixes(samples), 64)
-    assert all(shared == 0 for groups in packs for shared, members in groups if len(members) == 1)
+@pytest.mark.parametrize("share", [False, True])
+def test_packs_keep_to_their_length(share: bool) -> None:
+    """Whatever is shared, and with as few packs as the longest first gives."""
+    data = Samples(TEMPLATES["two"], 40)
+    samples = [(i, data.ids(i).numpy(), data.supervised(i).numpy()) for i in range(40)]
+    packs = fill_packs(samples, 50, share)
+    sizes = [len(beginnings(held)) if share else sum(len(ids) - 1 for _, ids, _ in held) for held in packs]
+    assert sorted(i for held in packs for i, _, _ in held) == list(range(40))
+    assert max(sizes) <= 50
+    assert all(pack(held, share, multiple=1).idx_BT.numel() == size for held, size in zip(packs, sizes, strict=True))
+    assert min(sizes[:-1]) > 50 - max(len(ids) for _, ids, _ in samples)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -277,7 +286,9 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", [Layout(4), Layout(pack_length=64)], ids=["padded", "packed"])
-def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout) -> None:
+def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout, monkeypatch) -> None:
+    monkeypatch.setattr("lit_gpt.lean.kept_small", lambda keep: keep)  # bits are for a CPU only
+    monkeypatch.setattr("lit_gpt.lean.kept_whole", lambda keep, shape: keep)
     model = model_for(family).float()
     LoRA(lora_dropout=0.1).attach(model)
     batch = layout.batches(Samples(TEMPLATES["one"], 9), list(range(9)))[0]

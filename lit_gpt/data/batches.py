@@ -4,11 +4,11 @@ The samples of step s are a function of the seed and of s alone, so that a run c
 the data set is shuffled anew for every epoch and read without replacement, `batch_size` samples per step.
 
 A step's loss is a sum over its supervised tokens, so its samples may be ordered, padded or packed in any way. Packed,
-they stand one after the other in rows of about `pack_length` tokens without padding, and tokens that samples of a pack
-have in common at their beginning (a prompt template) stand there once.
+they stand one after the other in rows of about `pack_length` tokens without padding, and what samples of a pack have in
+common at their beginning (a prompt template, and perhaps more) stands there once.
 """
 
-from collections import defaultdict
+import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from lit_gpt.data.dataset import TokenDataset
 
 ROUND = 64
-"""Packs are filled up to a multiple of this many tokens, and of targets that count nothing.
+"""Packs are filled up to a multiple of this many tokens, and of targets that count nothing: a GPU's allocator should
+see few sizes."""
 
-Matrix products are compiled for their shapes when they are first seen; a run should see few of them."""
+CPU_ROUND = 16
+"""The same on a CPU. There matrix products are compiled for their shapes, but in less time than more filling takes."""
 
 
 @dataclass
@@ -99,40 +101,45 @@ def pad(samples: list[Sample]) -> Batch:
     return Batch(torch.from_numpy(idx_BT), None, places_N, labels_N, None, len(labels_N), tokens, indices)
 
 
-def pack(groups: list[tuple[int, list[Sample]]], multiple: int = ROUND) -> Batch:
+def pack(samples: list[Sample], share: bool = True, multiple: int = ROUND) -> Batch:
     """All samples in one row, filled up to a multiple of so many tokens.
 
-    A group is (number of leading tokens that its samples share, samples).
+    Args:
+        samples: in an order in which those that begin alike are neighbours.
+        share: what a sample has in common with the one before it is not laid out again.
     """
     row: list[np.ndarray] = []
     depths: list[np.ndarray] = []
-    counts: dict[tuple[int, int], int] = defaultdict(int)
-    width = tokens = 0
+    width = 0
 
-    def lay(piece: np.ndarray, depth: int = 0) -> int:
+    def lay(ids: np.ndarray, known: int = 0) -> None:
         nonlocal width
-        row.append(piece)
-        depths.append(np.arange(depth, depth + len(piece)))
-        width += len(piece)
-        return width - len(piece)
+        row.append(ids[known:])
+        depths.append(np.arange(known, len(ids)))
+        width += len(ids) - known
 
-    for shared, samples in groups:
-        if shared:
-            common = lay(samples[0][1][:shared])
-        for _, ids, on in samples:
-            own = lay(ids[shared:-1], shared) if len(ids) - 1 > shared else 0
-            for j in np.flatnonzero(on[1:]).tolist():
-                counts[common + j if j < shared else own + j - shared, int(ids[j + 1])] += 1
-            tokens += len(ids)
+    way = np.zeros(max(len(ids) for _, ids, _ in samples), dtype=np.int64)
+    """Where the tokens of the last sample stand."""
+    before = np.zeros(0)
+    targets = []
+    for _, ids, on in samples:
+        own = ids[:-1]  # nothing follows the last token: it is a label only
+        known = in_common(before, own) if share else 0
+        way[known : len(own)] = np.arange(width, width + len(own) - known)
+        lay(own, known)
+        asked = np.flatnonzero(on[1:])
+        targets.append(np.stack((way[asked], ids[asked + 1]), 1))
+        before = own
     while width % multiple:  # in short pieces: learned positions do not go far
         lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64))
-    targets = [(place, label, count) for (place, label), count in counts.items()]
-    targets += [(0, 0, 0)] * (-len(targets) % ROUND if targets else ROUND)
-    places_N, labels_N, weights_N = torch.tensor(targets, dtype=torch.int64).T.contiguous()
-    idx_BT = torch.from_numpy(np.concatenate(row))[None]
+    pairs, counts = np.unique(np.concatenate(targets), axis=0, return_counts=True)
+    more = -len(pairs) % multiple if len(pairs) else multiple
+    places_N, labels_N = torch.from_numpy(np.pad(pairs.astype(np.int64), ((0, more), (0, 0)))).T.contiguous()
+    weights_N = torch.from_numpy(np.pad(counts, (0, more))).float()
     layout = Pack(np.concatenate(depths), torch.device("cpu"))
-    indices = [i for _, samples in groups for i, _, _ in samples]
-    return Batch(idx_BT, layout, places_N, labels_N, weights_N.float(), sum(counts.values()), tokens, indices)
+    tokens, indices = sum(len(ids) for _, ids, _ in samples), [i for i, _, _ in samples]
+    idx_BT = torch.from_numpy(np.concatenate(row))[None]
+    return Batch(idx_BT, layout, places_N, labels_N, weights_N, int(counts.sum()), tokens, indices)
 
 
 def filler() -> Batch:
@@ -141,49 +148,40 @@ def filler() -> Batch:
     return Batch(idx_BT, Pack(np.arange(ROUND), torch.device("cpu")), zeros_N, zeros_N, zeros_N.float(), 0, 0, [])
 
 
-def share_prefixes(samples: list[Sample], depth: int = 0) -> list[tuple[int, list[Sample]]]:
-    """Divides samples into groups (shared leading tokens, samples) such that the most tokens are saved.
+def in_common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens at their beginning two sequences have in common."""
+    shorter = min(len(a), len(b))
+    different = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(different[0]) if len(different) else shorter
 
-    Walks down the tree of prefixes: a node either lets all its samples share what they have in common, which saves
-    that once for every sample but one, or leaves it to its branches, whichever saves more.
+
+def fill_packs(samples: list[Sample], pack_length: int, share: bool = True) -> list[list[Sample]]:
+    """Distributes samples over packs by first fit, the longest first; one that is longer has a pack of its own.
+
+    A sample takes no room for what it has in common with a sample of the pack, if they are to share it. Of the packs
+    that have room it goes to the one where it takes least. In a pack samples are in the order of their tokens, so
+    that what any two have in common, all between them have.
     """
-    if len(samples) < 2:
-        return [(0, samples)]
-    shortest = min(len(ids) for _, ids, _ in samples) - 1  # a sample keeps at least the token that predicts its last
-    first = samples[0][1]
-    while depth < shortest and all(ids[depth] == first[depth] for _, ids, _ in samples):
-        depth += 1
-    branches: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        branches[int(sample[1][depth]) if depth < shortest else -1].append(sample)
-    if len(branches) == 1:
-        return [(depth, samples)]
-    below = [group for branch in branches.values() for group in share_prefixes(branch, depth)]
-    saved = sum(shared * (len(members) - 1) for shared, members in below)
-    if saved > depth * (len(samples) - 1):
-        return below
-    return [(depth, samples)]
-
-
-def fill_packs(groups: list[tuple[int, list[Sample]]], pack_length: int) -> list[list[tuple[int, list[Sample]]]]:
-    """Distributes groups over packs by first fit, longest samples first; a sample that is longer has its own pack.
-
-    A group may be spread over several packs; each of them then holds its shared tokens.
-    """
-    packs: list[dict[int, list[Sample]]] = []
+    packs: list[list[tuple[bytes, Sample]]] = []
     room: list[int] = []
-    items = [(len(sample[1]) - 1, g, sample) for g, (_, members) in enumerate(groups) for sample in members]
-    for length, g, sample in sorted(items, key=lambda item: -item[0]):
-        shared = groups[g][0]
-        costs = (length - shared if g in held else length for held in packs)
-        place = next((p for p, cost in enumerate(costs) if cost <= room[p]), None)
-        if place is None:
-            place = len(packs)
-            packs.append({})
+    for sample in sorted(samples, key=lambda sample: -len(sample[1])):
+        own = sample[1][:-1]
+        order = own.astype(">u4").tobytes()
+        fits = []
+        for p, held in enumerate(packs):
+            place = bisect.bisect(held, order, key=lambda item: item[0])
+            near = [ids[:-1] for _, (_, ids, _) in held[max(0, place - 1) : place + 1]] if share else []
+            cost = len(own) - max((in_common(ids, own) for ids in near), default=0)
+            if cost <= room[p]:
+                fits.append((cost, p, place))
+        if not fits:
+            fits.append((len(own), len(packs), 0))
+            packs.append([])
             room.append(pack_length)
-        room[place] -= length - shared if g in packs[place] else length
-        packs[place].setdefault(g, []).append(sample)
-    return [[(groups[g][0] if len(held) > 1 else 0, held) for g, held in found.items()] for found in packs]
+        cost, p, place = min(fits)
+        room[p] -= cost
+        packs[p].insert(place, (order, sample))
+    return [[sample for _, sample in held] for held in packs]
 
 
 def share_out(dataset: "TokenDataset", samples: list[int], world: int) -> list[list[int]]:
@@ -216,7 +214,9 @@ class Layout:
     recompute_above: float = float("inf")
     """Batches with more tokens, padding included, are recomputed in the backward pass."""
     short_length: int | None = None
-    """Samples longer than this share no tokens, and no padded batch, with others; see `Config.short_length`."""
+    """Samples longer than this share no batch with others; see `Config.short_length`."""
+    multiple: int = ROUND
+    """Packs are filled up to a multiple of so many tokens, unless they are `fixed`."""
 
     def batches(self, dataset: "TokenDataset", samples: list[int]) -> list[Batch]:
         """The samples as batches, the longest sample in the first: running out of memory shows at once."""
@@ -232,11 +232,9 @@ class Layout:
         if not self.pack_length:
             size = self.micro_batch_size
             return [pad(kind[first : first + size]) for kind in kinds for first in range(0, len(kind), size)]
-        groups = [(0, [row]) for row in rows]
-        if self.share:
-            groups = [group for kind in kinds for group in share_prefixes(kind)]
         length = max(ROUND, self.pack_length // ROUND * ROUND)
-        return [pack(groups, length if self.fixed else ROUND) for groups in fill_packs(groups, length)]
+        packs = [held for kind in kinds for held in fill_packs(kind, length, self.share)]
+        return [pack(held, self.share, length if self.fixed else self.multiple) for held in packs]
 
 
 class Batches:
