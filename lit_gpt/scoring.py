@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.attention import Trunk
+from lit_gpt.data.batches import in_common
 from lit_gpt.loss import CHUNK_BYTES, head_rows
 from lit_gpt.model import GPT
 
@@ -65,9 +66,7 @@ def plant(sequences: Sequence[Scored], short_length: int | None = None) -> Tree:
     for last, i in zip([order[0], *order], order, strict=False):
         row, n = rows[i][:-1], sequences[i][1]
         before = before if long[last] == long[i] else row[:0]
-        common = min(len(row), len(before))
-        different = np.flatnonzero(row[:common] != before[:common])
-        depth = int(different[0]) if len(different) else common
+        depth = in_common(before, row)
         way[depth : len(row)] = np.arange(total, total + len(row) - depth)
         total += len(row) - depth
         ids.append(row[depth:])
