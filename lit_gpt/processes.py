@@ -26,7 +26,6 @@ GRACE = 10.0
 
 AGAIN = "give the same command again to go on from the last checkpoint"
 
-
 ROOM = {
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "40",
@@ -48,7 +47,8 @@ def begin_anew() -> None:
         return
     if getattr(sys.modules["__main__"], "__file__", None) != os.path.abspath(sys.argv[0]):
         return
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ROOM})
+    with contextlib.suppress(OSError):  # then it goes on as it is
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ROOM})
 
 
 def number(wanted: int) -> int | None:
