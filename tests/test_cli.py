@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -160,9 +161,10 @@ def test_training_on_a_cpu_begins_anew_with_an_allocator_that_suits_it(tmp_path:
     script.write_text(f"from lit_gpt.processes import ROOM, begin_anew\n{told}begin_anew()\nprint('on')\n")
     free = {name: value for name, value in os.environ.items() if name not in ROOM}
 
-    def lines(environment: dict[str, str]) -> list[str]:
-        words = [sys.executable, script.name, "--a", "b c"]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    def lines(environment: dict[str, str], words: Sequence[str] = (script.name, "--a", "b c")) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
         return done.stdout.splitlines()
 
     first, second, last = lines({**free, "PYTHONPATH": str(ROOT)})
@@ -170,6 +172,10 @@ def test_training_on_a_cpu_begins_anew_with_an_allocator_that_suits_it(tmp_path:
     assert second == first.replace("[None, None]", str(list(ROOM.values())))
     assert last == "on"
     assert len(lines({**free, "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.check=0"})) == 2
+    as_a_guest = (
+        f"import runpy, sys; sys.argv = [{script.name!r}]; runpy.run_path({script.name!r}, run_name='__main__')"
+    )
+    assert len(lines({**free, "PYTHONPATH": str(ROOT)}, ["-c", as_a_guest])) == 2
 
 
 @pytest.mark.parametrize(
