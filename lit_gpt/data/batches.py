@@ -118,8 +118,7 @@ def pack(samples: list[Sample], share: bool = True, multiple: int = ROUND) -> Ba
         depths.append(np.arange(known, len(ids)))
         width += len(ids) - known
 
-    way = np.zeros(max(len(ids) for _, ids, _ in samples), dtype=np.int64)
-    """Where the tokens of the last sample stand."""
+    way = np.zeros(max(len(ids) for _, ids, _ in samples), dtype=np.int64)  # where the last sample's tokens stand
     before = np.zeros(0)
     targets = []
     for _, ids, on in samples:
@@ -134,7 +133,7 @@ def pack(samples: list[Sample], share: bool = True, multiple: int = ROUND) -> Ba
         lay(np.zeros(min(ROUND, multiple - width % multiple), dtype=np.int64))
     pairs, counts = np.unique(np.concatenate(targets), axis=0, return_counts=True)
     more = -len(pairs) % multiple if len(pairs) else multiple
-    places_N, labels_N = torch.from_numpy(np.pad(pairs.astype(np.int64), ((0, more), (0, 0)))).T.contiguous()
+    places_N, labels_N = torch.from_numpy(np.pad(pairs, ((0, more), (0, 0)))).T.contiguous()
     weights_N = torch.from_numpy(np.pad(counts, (0, more))).float()
     layout = Pack(np.concatenate(depths), torch.device("cpu"))
     tokens, indices = sum(len(ids) for _, ids, _ in samples), [i for i, _, _ in samples]
