@@ -315,19 +315,22 @@ def launch(settings: Finetune, ranks: "Ranks") -> "Fabric":
 
 
 def import_fabric() -> type["Fabric"]:
-    """Lightning's Fabric without Lightning's Trainer.
+    """Lightning's Fabric without Lightning's Trainer, and without PyTorch's compiler, which comes when it is used.
 
     `import lightning.fabric` runs all of `lightning`, and with it torchmetrics, scipy and transformers: 2.6 s and
-    0.14 GB that Fabric does not need. So these two names are empty modules while it is imported.
+    0.14 GB that Fabric does not need; of `torch._dynamo`, another 0.9 s and 0.07 GB, it wants a class, to recognise
+    compiled modules, and gets none from us. So these three are almost empty modules while it is imported.
     """
     import importlib.metadata
     import importlib.util
     import sys
 
-    empty = [name for name in ("lightning", "torchmetrics") if name not in sys.modules]
+    contents = {name: {"__version__": importlib.metadata.version(name)} for name in ("lightning", "torchmetrics")}
+    contents["torch._dynamo"] = {"OptimizedModule": type("OptimizedModule", (), {})}
+    empty = [name for name in contents if name not in sys.modules]
     for name in empty:
         sys.modules[name] = importlib.util.module_from_spec(importlib.util.find_spec(name))
-        sys.modules[name].__version__ = importlib.metadata.version(name)  # Fabric asks for it
+        vars(sys.modules[name]).update(contents[name])
     try:
         return importlib.import_module("lightning.fabric").Fabric
     finally:

@@ -113,13 +113,16 @@ class _FrozenHeadLoss(torch.autograd.Function):
 def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradient: bool) -> Tensor:
     """Sum of the weighted cross-entropies; their gradient with respect to the logits takes the logits' place."""
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    rows = max(1, CACHED_BYTES // (4 * logits_NV.size(1))) if logits_NV.device.type == "cpu" else len(labels_N)
+    on_cpu = logits_NV.device.type == "cpu"
+    rows = max(1, CACHED_BYTES // (4 * logits_NV.size(1))) if on_cpu else len(labels_N)
     total = torch.zeros((), device=logits_NV.device, dtype=wide)
     for logits, labels, weights in zip(*_split(rows, logits_NV, labels_N, weights_N), strict=True):
-        log_p = torch.log_softmax(logits, -1, dtype=wide)
-        losses = -log_p.gather(-1, labels[:, None])
+        scores = logits.to(wide) if on_cpu else logits  # the maximum of 16-bit numbers takes longer there than widening
+        prob = scores.softmax(-1, dtype=wide)
+        log_sum = scores.amax(-1, keepdim=True) - prob.amax(-1, keepdim=True).log()  # of the scores' exponentials
+        losses = log_sum - scores.gather(-1, labels[:, None])
         total += (losses if weights is None else losses * weights[:, None]).sum()
         if gradient:
-            log_p.exp_().scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
-            logits.copy_(log_p if weights is None else log_p.mul_(weights[:, None]))
+            prob.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
+            logits.copy_(prob if weights is None else prob.mul_(weights[:, None]))
     return total

@@ -9,6 +9,7 @@ is in use: `HEAP` and `PRODUCTS` say how much more, as it was measured (bench/NO
 
 import contextlib
 import ctypes
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -82,12 +83,12 @@ class Needs:
         return (budget - self.weights - self.trained - self.head) / (kept + self.block)
 
 
-def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size: int, tiles: bool = False) -> int:
+def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: float, size: int, tiles: bool = False) -> float:
     """Bytes that the backward pass keeps of one block for one token.
 
     Args:
         adapted: ends of the names of the trained linear layers: their inputs are kept.
-        dropout: whether a mask of every input is kept as well: a byte for each, with `tiles` (on a CPU) a bit.
+        dropout: share of every input that is dropped: a mask of a byte for each is kept, with `tiles` (on a CPU) places.
         size: bytes of an activation.
         tiles: whether attention is computed in tiles (`lit_gpt.attention`): neither its output nor sums are kept.
     """
@@ -112,7 +113,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: bool, size:
         gates = 2 if config.mlp == "gated" else 1
         masks = sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries
         masks += (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C + on["mlp.down"] * F
-        total += masks // 8 if tiles else masks
+        total += masks * -math.log1p(-dropout) * 4 if tiles else masks
     return total
 
 
@@ -145,7 +146,7 @@ def needs(
     freed = sum(p.numel() for p in model.parameters() if p.requires_grad and p in own)
     state = 4 + (8 if optimizer == "adamw" else 2)  # gradient and moments
     trained = (trainable - freed) * (4 + state) + freed * (state + (4 if size == 2 else 0))
-    dropout = getattr(method, "lora_dropout", 0) > 0
+    dropout = getattr(method, "lora_dropout", 0.0)
     kept = kept_by_block(config, method.targets, dropout, size, on_cpu)
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
     if on_cpu:  # query, key, value and their gradients in float32

@@ -48,11 +48,10 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) 
 @pytest.mark.parametrize("tiles", [False, True], ids=["kernel", "tiles"])
 def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict, tiles: bool, monkeypatch) -> None:
     if not tiles:  # as on a GPU, where a mask keeps its bytes
-        monkeypatch.setattr("lit_gpt.lean.kept_small", lambda keep: keep)
-        monkeypatch.setattr("lit_gpt.lean.kept_whole", lambda keep, shape: keep)
+        monkeypatch.setattr("lit_gpt.lean.draw_dropped", lambda x, dropout: torch.rand(x.shape) >= dropout)
     config = Config("llama", **{**FAMILIES[family], **WIDE})
     method = LoRA(lora_r=1, lora_dropout=dropout, **more)
-    counted = kept_by_block(config, method.targets, dropout > 0, 2, tiles)
+    counted = kept_by_block(config, method.targets, dropout, 2, tiles)
     assert counted == pytest.approx(kept_per_token(config, method, tiles), rel=0.05)
 
 

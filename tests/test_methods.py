@@ -1,6 +1,9 @@
 """Methods: attaching changes nothing, the numbers are those of the reference, the base stays untouched."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from lit_gpt.attention import Pack
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA, describe, restore, trainable_state
 from lit_gpt.methods.adapter_v2 import ScaledLinear
 from lit_gpt.methods.lora import LoRALinear
-from lit_gpt.optim import build
+from lit_gpt.optim import AdamW, build
 from lit_gpt.settings import UserError
 
 PEFT_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "gate": "gate_proj", "up": "up_proj"}
@@ -232,6 +235,45 @@ def test_16_bit_weights_are_trained_in_float32() -> None:
     again.load_state_dict(saved)
     masters = [p for group in again.param_groups for p in group["params"]]
     assert all(torch.equal(a, b) for a, b in zip(masters, reference.values(), strict=True))
+
+
+def test_adamw_is_pytorchs() -> None:
+    values, gradients = torch.randn(2, 5), torch.randn(3, 2, 5)
+    ours, plain = (torch.nn.Parameter(values.clone()) for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.1, "fused": True}
+    for kind, parameter in ((AdamW, ours), (torch.optim.AdamW, plain)):
+        optimizer = kind([parameter], **options)
+        for i, gradient in enumerate(gradients):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert parameter.grad is None
+            if i == 1:  # goes on in another one
+                state, optimizer = optimizer.state_dict(), kind([parameter], **options)
+                optimizer.load_state_dict(state)
+    assert torch.equal(ours, plain)
+    assert not torch.equal(ours, values)
+
+
+def test_training_does_without_the_compiler() -> None:
+    """It takes a second and 70 MB to import; who asks for it still gets it."""
+    code = """
+import sys, torch
+from lit_gpt.finetune import import_fabric
+from lit_gpt.optim import AdamW
+fabric = import_fabric()(accelerator="cpu", devices=1)
+fabric.launch()
+model = torch.nn.Linear(2, 2)
+model, optimizer = fabric.setup(model, AdamW(model.parameters(), fused=True))
+fabric.backward(model(torch.ones(1, 2)).sum())
+fabric.clip_gradients(model, optimizer, max_norm=1.0)
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+assert not {"torch._dynamo", "sympy", "transformers", "scipy"} & set(sys.modules)
+assert torch._dynamo.OptimizedModule.__module__.startswith("torch._dynamo")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize("kind", ["adamw-8bit", "paged-adamw-8bit"])

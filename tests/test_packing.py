@@ -262,6 +262,18 @@ def test_chunked_loss_equals_the_plain_one(weighted: bool, head: str, monkeypatc
         assert torch.isclose(head_loss(layer, x, labels, weights), ours, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_loss_of_a_label_without_any_probability(dtype: torch.dtype) -> None:
+    """Its exponential is 0, its loss is not infinite."""
+    layer = torch.nn.Linear(2, 3, bias=False).to(dtype).requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[800.0, 0], [0, 800.0], [-800.0, 0]]))
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=dtype, requires_grad=True)
+    loss = head_loss(layer, x, torch.tensor([2, 1]))
+    assert loss.item() == 1600.0 + 800.0
+    loss.backward()
+    assert torch.equal(x.grad, torch.tensor([[1600.0, 0.0], [-800.0, -800.0]], dtype=dtype))
+
+
 def test_padding_is_no_target() -> None:
     data = Samples(TEMPLATES["none"], 4)
     rows = [(i, data.ids(i).numpy(), data.supervised(i).numpy()) for i in range(4)]
@@ -287,8 +299,8 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", [Layout(4), Layout(pack_length=64)], ids=["padded", "packed"])
 def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout, monkeypatch) -> None:
-    monkeypatch.setattr("lit_gpt.lean.kept_small", lambda keep: keep)  # bits are for a CPU only
-    monkeypatch.setattr("lit_gpt.lean.kept_whole", lambda keep, shape: keep)
+    # on a CPU the number of dropped elements is read
+    monkeypatch.setattr("lit_gpt.lean.draw_dropped", lambda x, dropout: torch.rand(x.shape) >= dropout)
     model = model_for(family).float()
     LoRA(lora_dropout=0.1).attach(model)
     batch = layout.batches(Samples(TEMPLATES["one"], 9), list(range(9)))[0]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.lean import keep_mask, low_rank_add
+from lit_gpt.lean import draw_dropped, dropped, low_rank_add
 from lit_gpt.methods import LoRA
 from lit_gpt.model import GPT
 from lit_gpt.quantize import dequantized, is_quantized
@@ -85,8 +85,7 @@ class DoRALinear(LoRALinear):
         y = self.base(x)
         plain = y if self.base.bias is None else y - self.base.bias
         if self.training and self.dropout:
-            keep, share = keep_mask(x, self.dropout)
-            x = x * keep.to(x.dtype) / (1 - share)
+            x = dropped(x, draw_dropped(x, self.dropout)) / (1 - self.dropout)
             plain = self.base(x) if self.base.bias is None else self.base(x) - self.base.bias
         gain = (self.lora_magnitude / self.norms()).to(y.dtype)
         update = F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
