@@ -27,13 +27,15 @@ GRACE = 10.0
 AGAIN = "give the same command again to go on from the last checkpoint"
 
 ROOM = {
-    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=1073741824:glibc.malloc.hugetlb=1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "40",
 }
 """Environment of a process that trains on a CPU and is to hold little more than it uses (bench/NOTES.md).
 
 What lies in glibc's caches for small blocks keeps the large ones beside it apart, so that what was freed does not fit
-again. A matrix product that is compiled for its shape takes 0.6 MB; a pack of a Llama has some 30 of them.
+again. What it holds at its end is not given back after every large block, to be asked for, and filled with zeros, again,
+and is in large pages. A matrix product that is compiled for its shape takes 0.6 MB; a pack of a Llama has some 30.
 """
 
 
