@@ -195,7 +195,7 @@ def usual_pack_length(device: torch.device) -> int:
     """
     if device.type != "cpu":
         return 2048
-    return 640 if torch.cpu._is_amx_tile_supported() else 960
+    return 640 if torch.cpu._is_amx_tile_supported() else 1024
 
 
 def usable_samples(dataset: TokenDataset, max_length: int, long_samples: str, place: Path) -> list[int]:
