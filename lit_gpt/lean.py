@@ -44,14 +44,20 @@ def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropo
 def draw_dropped(x: Tensor, dropout: float) -> Tensor:
     """Which of x's elements are dropped, each with this probability and independently of the others; for `dropped`.
 
-    On a GPU a mask that is false for them, on a CPU their places (int32). If a number of places is drawn from Poisson's
-    distribution of mean a n, and that many of n are then chosen at random, again and again the same perhaps, each stays
-    unchosen with the probability exp(-a), independently: 40,000 draws for 800,000 elements at 5 %.
+    A mask that is false for them, on a CPU their places (int32) if they are few. If a number of places is drawn from
+    Poisson's distribution of mean a n, and that many of n are then chosen at random, again and again the same perhaps,
+    each stays unchosen with the probability exp(-a), independently: 40,000 draws for 800,000 elements at 5 %.
     """
-    if x.is_cuda:
+    if torch.compiler.is_compiling():
+        return torch.rand(x.shape, device=x.device) >= dropout
+    if x.is_cuda or dropout > MOST_PLACES:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout)
     number = torch.poisson(torch.tensor(-math.log1p(-dropout) * x.numel(), dtype=torch.float64))
     return torch.randint(max(1, x.numel()), (int(number),), dtype=torch.int32, device=x.device)
+
+
+MOST_PLACES = 0.2
+"""Share of dropped elements up to which their places take less memory than a mask of bytes."""
 
 
 def dropped(x: Tensor, drawn: Tensor | None) -> Tensor:
@@ -116,7 +122,9 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     if x.is_cuda:
         y[..., :half].addcmul_(part[..., half:], sin[..., :half], value=sign)
         y[..., half:].addcmul_(part[..., :half], sin[..., half:], value=sign)
-    else:  # a pass more, but not over a few channels at a time, which takes three times as long
+    elif R == D:
+        y.addcmul_(part.roll(half, -1), sin, value=sign)
+    else:  # a few channels at a time that takes twice as long
         y.add_(part.roll(half, -1) * sin, alpha=sign)
     return (y if R == D else torch.cat((y, x.narrow(-1, R, D - R)), -1)).to(x.dtype)
 

@@ -117,10 +117,10 @@ def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradi
     rows = max(1, CACHED_BYTES // (4 * logits_NV.size(1))) if on_cpu else len(labels_N)
     total = torch.zeros((), device=logits_NV.device, dtype=wide)
     for logits, labels, weights in zip(*_split(rows, logits_NV, labels_N, weights_N), strict=True):
-        scores = logits.to(wide) if on_cpu else logits  # the maximum of 16-bit numbers takes longer there than widening
+        scores = logits.to(wide) if on_cpu else logits  # there 16-bit numbers' maximum takes longer than widening them
         prob = scores.softmax(-1, dtype=wide)
-        log_sum = scores.amax(-1, keepdim=True) - prob.amax(-1, keepdim=True).log()  # of the scores' exponentials
-        losses = log_sum - scores.gather(-1, labels[:, None])
+        behind = scores.amax(-1, keepdim=True).to(wide) - scores.gather(-1, labels[:, None]).to(wide)
+        losses = behind - prob.amax(-1, keepdim=True).log()
         total += (losses if weights is None else losses * weights[:, None]).sum()
         if gradient:
             prob.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))

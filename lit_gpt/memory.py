@@ -20,6 +20,7 @@ from torch import nn
 
 from lit_gpt.config import Config
 from lit_gpt.data.batches import ROUND
+from lit_gpt.lean import MOST_PLACES
 from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
 from lit_gpt.methods import Method
 from lit_gpt.model import meta_gpt
@@ -88,7 +89,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: float, size
 
     Args:
         adapted: ends of the names of the trained linear layers: their inputs are kept.
-        dropout: share of every input that is dropped: a mask of a byte for each is kept, with `tiles` (on a CPU) places.
+        dropout: share of every input that is dropped: a mask of a byte for each, or `tiles` (on a CPU) places.
         size: bytes of an activation.
         tiles: whether attention is computed in tiles (`lit_gpt.attention`): neither its output nor sums are kept.
     """
@@ -113,7 +114,7 @@ def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: float, size
         gates = 2 if config.mlp == "gated" else 1
         masks = sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries
         masks += (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C + on["mlp.down"] * F
-        total += masks * -math.log1p(-dropout) * 4 if tiles else masks
+        total += masks * -math.log1p(-dropout) * 4 if tiles and dropout <= MOST_PLACES else masks
     return total
 
 

@@ -34,8 +34,8 @@ ROOM = {
 """Environment of a process that trains on a CPU and is to hold little more than it uses (bench/NOTES.md).
 
 What lies in glibc's caches for small blocks keeps the large ones beside it apart, so that what was freed does not fit
-again. What it holds at its end is not given back after every large block, to be asked for, and filled with zeros, again,
-and is in large pages. A matrix product that is compiled for its shape takes 0.6 MB; a pack of a Llama has some 30.
+again. The heap's end is not given back after every large block, to be asked for and filled with zeros again, and is in
+large pages. A matrix product that is compiled for its shape takes 0.6 MB; a pack of a Llama has some 30 of them.
 """
 
 
@@ -45,7 +45,9 @@ def begin_anew() -> None:
     Only where there is no GPU, under Linux, and in a process that does nothing else than this command: not in a
     notebook, a test or a debugger. The process keeps its number.
     """
-    if sys.platform != "linux" or os.path.exists("/proc/driver/nvidia") or sys.gettrace() or ROOM.keys() & os.environ:
+    if sys.platform != "linux" or os.path.exists("/proc/driver/nvidia") or ROOM.keys() & os.environ:
+        return
+    if sys.gettrace() or "bdb" in sys.modules:  # below a debugger, which may have let go of it
         return
     if sys.argv[0] not in sys.orig_argv[1:]:  # somebody else's process
         return

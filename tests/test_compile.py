@@ -1,6 +1,7 @@
 """Compiled blocks train as plain ones do, are compiled once, and leave no trace in what is saved."""
 
 import copy
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ def test_compiled_training_is_plain_training() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "falcon"])
 def test_every_kind_of_block_is_traced_as_a_whole(family: str, traced_only: None) -> None:
     compare(family, lora_key=True, lora_projection=True, lora_mlp=True)
+
+
+def test_dropout_of_dora_is_traced_as_well(traced_only: None) -> None:
+    model = model_for("llama", lora_dropout=0.3, lora_dora=True)
+    model.compile_blocks()
+    losses, _ = trained(model, recompute=False)
+    assert all(map(math.isfinite, losses))
+    assert_compiled_once()
 
 
 @needs_compiler

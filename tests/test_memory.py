@@ -43,7 +43,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) 
 
 
 @pytest.mark.parametrize("family", list(FAMILIES)[:4])  # masks of windows and the like are not counted
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
 @pytest.mark.parametrize("tiles", [False, True], ids=["kernel", "tiles"])
 def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict, tiles: bool, monkeypatch) -> None:

@@ -274,6 +274,17 @@ def test_the_loss_of_a_label_without_any_probability(dtype: torch.dtype) -> None
     assert torch.equal(x.grad, torch.tensor([[1600.0, 0.0], [-800.0, -800.0]], dtype=dtype))
 
 
+def test_the_loss_of_large_logits_keeps_its_digits() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 50, bias=False).requires_grad_(False)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.cat([3000 * torch.ones(64, 1), torch.randn(64, 3)], 1)
+    layer.weight[:, 0] = 1  # all logits are near 3000
+    labels = torch.randint(0, 50, (64,))
+    exact = F.cross_entropy(F.linear(x, layer.weight).double(), labels, reduction="sum").item()
+    assert head_loss(layer, x, labels).item() == pytest.approx(exact, rel=1e-6)
+
+
 def test_padding_is_no_target() -> None:
     data = Samples(TEMPLATES["none"], 4)
     rows = [(i, data.ids(i).numpy(), data.supervised(i).numpy()) for i in range(4)]
