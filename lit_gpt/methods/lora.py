@@ -102,7 +102,7 @@ ROWS = 1024
 def traceable_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor:
     """`low_rank_add` in terms that torch.compile understands; what is kept for the backward pass it decides itself."""
     if dropout:
-        x = x.masked_fill(torch.rand_like(x, dtype=torch.float32) < dropout, 0)
+        x = dropped(x, draw_dropped(x, dropout))
         scale /= 1 - dropout
     low = F.linear(x.flatten(0, -2), A.to(x.dtype))
     return torch.addmm(y.flatten(0, -2), low.to(y.dtype), B.t().to(y.dtype), alpha=scale).view_as(y)
