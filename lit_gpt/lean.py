@@ -8,11 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def own_backward() -> bool:
+    """Whether the backward passes are those of this file. A compiler makes its own.
+
+    PyTorch 2.11's would lose the gradient wherever a forward pass changes its own result in place, as those here do
+    (pytorch/pytorch issue 180642).
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; keeps both inputs and computes silu(gate) again, where autograd would keep it as a third."""
-    if not torch.is_grad_enabled():
-        return F.silu(gate).mul_(up)
-    return _SiluProduct.apply(gate, up)
+    if own_backward():
+        return _SiluProduct.apply(gate, up)
+    return F.silu(gate) * up if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 class _SiluProduct(torch.autograd.Function):
@@ -100,7 +109,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (B, T, H, D); cos, sin: (B or 1, T, 1, R), without gradients, see `rope.rope_tables`.
     """
-    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _rotated(x, cos, sin, 1)
+    return _Rotate.apply(x, cos, sin) if own_backward() else _rotated(x, cos, sin, 1)
 
 
 class _Rotate(torch.autograd.Function):
@@ -139,7 +148,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         row = wide.view(-1)
         return (wide * (torch.dot(row, row).item() / row.numel() + eps) ** -0.5).mul_(weight).to(x.dtype)
-    if x.is_cuda or (not torch.is_grad_enabled() and x.dtype == weight.dtype):
+    if x.is_cuda or torch.compiler.is_compiling() or (not torch.is_grad_enabled() and x.dtype == weight.dtype):
         return F.rms_norm(x, weight.shape, weight, eps)
     return _RMSNorm.apply(x, weight, eps)
 

@@ -102,6 +102,26 @@ def test_every_kind_of_block_is_traced_as_a_whole(family: str, traced_only: None
     compare(family, lora_key=True, lora_projection=True, lora_mlp=True)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_no_backward_pass_of_ours_is_compiled(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.11 would lose gradients in some of them; see `lean.own_backward`."""
+    graphs: list[torch.fx.GraphModule] = []
+    compile = torch.compile
+
+    def collect(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile(f, dynamic=False, backend=collect))
+    model = model_for(family, lora_key=True, lora_projection=True, lora_mlp=True)
+    model.compile_blocks()
+    trained(model, recompute=False)
+    assert len(graphs) == 2
+    called = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert any("linear" in name for name in called)
+    assert not any("autograd_function" in name for name in called)
+
+
 def test_dropout_of_dora_is_traced_as_well(traced_only: None) -> None:
     model = model_for("llama", lora_dropout=0.3, lora_dora=True)
     model.compile_blocks()

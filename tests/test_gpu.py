@@ -129,27 +129,40 @@ def test_logits_are_those_of_the_cpu(wide: Path) -> None:
     assert apart(there.cpu(), here) < 1e-5
 
 
+def adapted(wide: Path, dtype: torch.dtype) -> GPT:
+    """With LoRA, without dropout, all of whose values count."""
+    model = load_gpt(wide, dtype, device=CUDA)
+    METHODS["lora"](lora_dropout=0.0, lora_mlp=True).attach(model.train())
+    torch.manual_seed(0)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.05)
+    return model
+
+
+def gradient(model: GPT, layout: Layout, data: Path) -> Tensor:
+    """Of all that is trained, over some samples."""
+    for batch in layout.batches(TokenDataset(data), list(range(16))):
+        loss_sum(model, batch.to(CUDA)).backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    model.zero_grad()
+    return found
+
+
 def test_packed_and_recomputed_gradients_are_the_plain_ones(wide: Path, data: Path) -> None:
     """In float32 (tiles) and in bfloat16 (one kernel)."""
-    samples, dataset = list(range(16)), TokenDataset(data)
     for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        model = load_gpt(wide, dtype, device=CUDA)
-        METHODS["lora"](lora_dropout=0.0, lora_mlp=True).attach(model.train())
-        trained = [p for p in model.parameters() if p.requires_grad]
-        torch.manual_seed(0)
-        for p in trained:
-            torch.nn.init.normal_(p, std=0.05)
-
-        def gradient(layout: Layout, model: GPT = model, trained: list = trained) -> Tensor:
-            for batch in layout.batches(dataset, samples):
-                loss_sum(model, batch.to(CUDA)).backward()
-            found = torch.cat([p.grad.flatten() for p in trained])
-            model.zero_grad()
-            return found
-
-        plain = gradient(Layout(1))
+        model = adapted(wide, dtype)
+        plain = gradient(model, Layout(1), data)
         for layout in (Layout(pack_length=512), Layout(4), Layout(pack_length=512, recompute_above=0)):
-            assert apart(gradient(layout), plain) < most
+            assert apart(gradient(model, layout, data), plain) < most
+
+
+def test_compiled_gradients_are_the_plain_ones(wide: Path, data: Path) -> None:
+    model, layout = adapted(wide, torch.float32), Layout(pack_length=512, fixed=True)
+    plain = gradient(model, layout, data)
+    model.compile_blocks()
+    assert apart(gradient(model, layout, data), plain) < 1e-4
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed", "32-true"])
