@@ -2,16 +2,17 @@
 # The measurements on a GPU, in one go, in under ten minutes, on a machine with no network.
 #
 #   TOKENIZER_DIR=checkpoints/openlm-research/open_llama_7b bash bench/gpu.sh pack     here, with network
-#   GPU_FILES=gpu_files bash bench/gpu.sh run [tests] [full] [compare] [curves] [decode]   there
+#   GPU_FILES=gpu_files bash bench/gpu.sh run [full] [compare] [curves] [tests] [decode]   there
 #
 # `pack` fills the folder GPU_FILES (to be carried there beside the repository) with what the machine lacks: the model's
 # config.json and a tokenizer, prepared data, and wheels of packages that plain PyTorch images do not have. The weights
 # are random. `run` puts a JSON file and a Markdown table per part into OUT:
-#   tests    tests/test_gpu.py: what only a GPU can show
 #   full     the engine over 20,000 samples
 #   compare  every way to run it, and the peers, on the same first steps
+#   curves   packed, padded, recomputing and compiled runs without dropout: their losses agree within bf16 noise
+#   tests    tests/test_gpu.py: what only a GPU can show
 #   decode   generation: one text and eight, quantised, with and without a CUDA graph, and the peers
-#   curves   packed, padded and recomputing runs without dropout: their losses agree within bf16 noise
+# All of them have 600 seconds; what a part has measured when its time is up is shown.
 #
 # Other settings: MODEL (name in the catalogue), DATA_FILE ("[a.jsonl,b.jsonl]" instead of a download), PYTHON,
 # TARGET (version of the Python there), COMMIT (where the copy there has no .git), and for a rehearsal on a small model
@@ -70,13 +71,14 @@ run() {
     mkdir -p "$out"
     for name in "$@"; do
         case $name in
-            tests) timeout 200 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 | tee "$out/gpu-tests.txt" || true ;;
-            full) part full 200 --systems ours-compile --steps "${FULL_STEPS:-157}" ;;
-            compare) part compare 360 --steps "${STEPS:-6}" --skip 1 \
-                --systems ours,ours-low_memory,ours-nf4-dq,ours-unshared,peft,litgpt ;;
-            decode) decode 200 ;;
-            curves) part curves 180 --steps "${STEPS:-6}" --skip 1 --lora_dropout 0 \
-                --systems ours,ours-padded,ours-low_memory ;;
+            full) part full 150 --systems ours --steps "${FULL_STEPS:-157}" ;;
+            compare) part compare 190 --steps "${STEPS:-3}" --skip 1 \
+                --systems ours,ours-low_memory,ours-nf4-dq,peft,litgpt,ours-compile,ours-unshared ;;
+            curves) part curves 100 --steps "${STEPS:-3}" --skip 1 --lora_dropout 0 \
+                --systems ours,ours-padded,ours-low_memory,ours-compile ;;
+            tests) timeout -s INT 80 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 |
+                tee "$out/gpu-tests.txt" || true ;;
+            decode) decode 80 ;;
         esac
     done
 }
@@ -85,9 +87,9 @@ case ${1:-run} in
     pack) pack ;;
     run)
         shift || true
-        [ $# -gt 0 ] || set -- tests full compare curves decode
+        [ $# -gt 0 ] || set -- full compare curves tests decode
         for name in "$@"; do
-            case $name in tests | full | compare | curves | decode) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
+            case $name in full | compare | curves | tests | decode) ;; *) echo "error: no part '$name'" >&2 && exit 2 ;; esac
         done
         run "$@"
         ;;

@@ -46,7 +46,10 @@ ENOUGH = 768
 
 @dataclass
 class Needs:
-    """Bytes that a run needs."""
+    """Bytes that a run needs.
+
+    How much of the blocks the backward pass computes again is a number, see `GPT.hidden`: 0 nothing, `everything` all.
+    """
 
     parameters: int
     """Number of the base's parameters."""
@@ -55,12 +58,16 @@ class Needs:
     weights: float
     trained: float
     """Values, gradients and optimizer of what is trained."""
+    layers: int
+    """Number of blocks."""
     kept: float
-    """Per token of a pack: what the backward pass keeps."""
-    kept_recompute: float
-    """The same when blocks are recomputed."""
+    """Per token of a pack: what the backward pass keeps of one block."""
+    kept_mlp: float
+    """Of this, what is not kept where the MLP is computed again."""
+    kept_input: float
+    """Of this, what is still kept where the whole block is computed again."""
     block: float
-    """Per token of a pack: temporaries of one block's backward pass, with what recomputing it keeps."""
+    """Per token of a pack: temporaries of one block's backward pass."""
     head: float
     at_once: float = 0.0
     """Weights, and gradients of trained ones, that are whole on a device at once where the base is divided over some:
@@ -68,54 +75,90 @@ class Needs:
     divisible: float = 0.0
     """Of `trained`, what is divided together with the base."""
 
+    @property
+    def everything(self) -> int:
+        """The number that means that all blocks are computed again."""
+        return 2 * self.layers
+
     def divided(self, devices: int) -> "Needs":
         """What each of so many devices needs that divide the base among them."""
         trained = self.trained - self.divisible * (1 - 1 / devices)
         return replace(self, weights=self.weights / devices + self.at_once, trained=trained)
 
-    def peak(self, tokens: int, recompute: bool) -> float:
+    def per_token(self, recompute: int) -> float:
+        """Bytes per token of a pack: what is kept, and at the peak one block that is being computed again."""
+        mlps, blocks = min(recompute, self.layers), max(0, recompute - self.layers)
+        kept = self.layers * self.kept - mlps * self.kept_mlp - blocks * (self.kept - self.kept_mlp - self.kept_input)
+        return kept + self.block + (self.kept if blocks else self.kept_mlp if mlps else 0.0)
+
+    def peak(self, tokens: int, recompute: int) -> float:
         """Bytes at the peak of a step whose largest pack has this many tokens."""
-        kept = self.kept_recompute if recompute else self.kept
-        return self.weights + self.trained + tokens * (kept + self.block) + self.head
+        return self.weights + self.trained + tokens * self.per_token(recompute) + self.head
 
-    def most_tokens(self, budget: float, recompute: bool) -> float:
+    def most_tokens(self, budget: float, recompute: int) -> float:
         """Tokens of the largest pack that fits into `budget` bytes; at most 0 if none does."""
-        kept = self.kept_recompute if recompute else self.kept
-        return (budget - self.weights - self.trained - self.head) / (kept + self.block)
+        return (budget - self.weights - self.trained - self.head) / self.per_token(recompute)
+
+    def least(self, budget: float, tokens: int) -> int:
+        """How little has to be computed again for a pack of so many tokens; `everything` also where that is too little.
+
+        MLPs come first: they are most of what is kept for the least computing.
+        """
+        enough = (n for n in range(self.everything) if self.peak(tokens, n) <= budget)
+        return next(enough, self.everything)
 
 
-def kept_by_block(config: Config, adapted: tuple[str, ...], dropout: float, size: int, tiles: bool = False) -> float:
-    """Bytes that the backward pass keeps of one block for one token.
+@dataclass
+class Kept:
+    """Bytes that the backward pass keeps of one block for one token."""
+
+    block: float
+    mlp: float
+    """Of these, what is not kept where the MLP is computed again."""
+
+
+def kept_by_block(
+    config: Config, adapted: tuple[str, ...], dropout: float, size: int, tiles: bool = False, compiled: bool = False
+) -> Kept:
+    """What the backward pass keeps.
 
     Args:
         adapted: ends of the names of the trained linear layers: their inputs are kept.
         dropout: share of every input that is dropped: a mask of a byte for each, or `tiles` (on a CPU) places.
         size: bytes of an activation.
         tiles: whether attention is computed in tiles (`lit_gpt.attention`): neither its output nor sums are kept.
+        compiled: whether the blocks are (`GPT.compile_blocks`): inputs of trained layers are computed again.
     """
     C, F, D = config.n_embd, config.intermediate_size, config.head_size
     queries, keys = config.n_head * D, config.n_query_groups * D
     on = {name: name in adapted for name in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")}
-    norms = (1 if config.parallel_residual else 2) * (2 if config.pre_norm and config.post_norm else 1)
-    total = norms * C * size  # inputs of the norms: the residual stream
-    total += (queries + 2 * keys) * size
+    gates = 2 if config.mlp == "gated" else 1
+    attention = (1 if config.parallel_residual else 2) * C * size  # inputs of the norms: the residual stream
+    attention += 2 * C * size if config.pre_norm and config.post_norm else 0
+    attention += (queries + 2 * keys) * size
     if not tiles or on["attn.o"]:
-        total += queries * size  # the output
+        attention += queries * size  # the output, which attn.o reads
     if not tiles:
-        total += 4 * config.n_head  # the softmax's sums
-    total += (2 if config.mlp == "gated" else 1) * F * size  # inputs of the activation
-    attention_input, mlp_input = (
-        any(on[f"attn.{x}"] for x in "qkv"),
-        on["mlp.up"] or (config.mlp == "gated" and on["mlp.gate"]),
-    )
-    inputs = attention_input + (mlp_input and not (config.shared_norm and attention_input))
-    total += inputs * C * size + on["mlp.down"] * F * size  # attn.o reads the output counted above
+        attention += 4 * config.n_head  # the softmax's sums
+    mlp = gates * F * size  # inputs of the activation
+    normed = any(on[f"attn.{x}"] for x in "qkv") and not compiled
+    adapted_mlp = on["mlp.up"] or (gates == 2 and on["mlp.gate"])
+    attention += normed * C * size
+    mlp += (on["mlp.down"] and not compiled) * F * size
+    if not config.shared_norm:
+        mlp += (adapted_mlp and not compiled) * C * size
+    elif not normed:  # what attention and MLP read is kept for an adapted MLP, and for one that is computed again
+        attention += C * size
+        mlp -= (not adapted_mlp) * C * size
     if dropout:
-        gates = 2 if config.mlp == "gated" else 1
-        masks = sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries
-        masks += (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C + on["mlp.down"] * F
-        total += masks * -math.log1p(-dropout) * 4 if tiles and dropout <= MOST_PLACES else masks
-    return total
+        mask = -math.log1p(-dropout) * 4 if tiles and dropout <= MOST_PLACES and not compiled else 1.0
+        attention += mask * (sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries)
+        mlp += mask * (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C
+        if compiled:  # which keeps the last mask of all
+            attention += mask * on["mlp.down"] * F
+        else:
+            mlp += mask * on["mlp.down"] * F
+    return Kept(attention + mlp, mlp)
 
 
 def needs(
@@ -125,11 +168,13 @@ def needs(
     quantize: str | None,
     cpu_heap: float | None = None,
     optimizer: str = "adamw",
+    compiled: bool = False,
 ) -> Needs:
     """What a run with this model, method and precision needs. Reads no weights.
 
     Args:
         cpu_heap: for a run on the CPU, what its allocator holds for every byte of activations; None: it is on a GPU.
+        compiled: whether blocks are compiled.
     """
     size, on_cpu, heap = dtype.itemsize, cpu_heap is not None, cpu_heap or 1.0
     model = meta_gpt(config)
@@ -148,7 +193,7 @@ def needs(
     state = 4 + (8 if optimizer == "adamw" else 2)  # gradient and moments
     trained = (trainable - freed) * (4 + state) + freed * (state + (4 if size == 2 else 0))
     dropout = getattr(method, "lora_dropout", 0.0)
-    kept = kept_by_block(config, method.targets, dropout, size, on_cpu)
+    kept = kept_by_block(config, method.targets, dropout, size, on_cpu, compiled)
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
     if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
@@ -160,8 +205,10 @@ def needs(
         trainable=trainable,
         weights=weights,
         trained=float(trained),
-        kept=heap * config.n_layer * kept,
-        kept_recompute=heap * (config.n_layer * config.n_embd * size + kept),
+        layers=config.n_layer,
+        kept=heap * kept.block,
+        kept_mlp=heap * kept.mlp,
+        kept_input=heap * config.n_embd * size,
         block=heap * block,
         head=HEAD_BYTES["cpu" if on_cpu else "cuda"]
         + (size * largest if quantize else 0.0)
@@ -181,8 +228,12 @@ class Plan:
     """Bytes."""
     sizes: Collection[int]
     """Tokens, padding included, of the batches."""
-    recompute_above: float
-    """Batches with more tokens are recomputed in the backward pass."""
+    low_memory: bool
+    """Whether all is computed again in the backward pass, and not only what would not fit."""
+
+    def recompute(self, tokens: int) -> int:
+        """How much of the blocks is computed again for a batch of so many tokens, see `GPT.hidden`."""
+        return self.needs.everything if self.low_memory else self.needs.least(self.budget, tokens)
 
     @property
     def tokens(self) -> int:
@@ -190,7 +241,7 @@ class Plan:
         return max(self.sizes, key=self._peak)
 
     def _peak(self, tokens: int) -> float:
-        return self.needs.peak(tokens, tokens > self.recompute_above)
+        return self.needs.peak(tokens, self.recompute(tokens))
 
     @property
     def peak(self) -> float:
@@ -204,43 +255,45 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as a table."""
-        n, again = self.needs, self.tokens > self.recompute_above
-        per_token = (n.kept_recompute if again else n.kept) + n.block
-        if self.recompute_above >= max(self.sizes):
-            blocks = "kept"
+        n, most = self.needs, self.recompute(max(self.sizes))
+        L = n.layers
+        if most == 0:
+            again = "blocks kept"
+        elif self.low_memory:
+            again = "blocks recomputed"
         else:
-            blocks = (
-                "recomputed" if self.recompute_above == 0 else f"recomputed above {self.recompute_above:,.0f} tokens"
-            )
+            part = f"{most} of {L} MLPs" if most <= L else f"MLPs and {most - L} of {L} blocks"
+            again = f"above {max(0, n.most_tokens(self.budget, 0)):,.0f} tokens up to {part} recomputed"
         limit = "" if self.budget == float("inf") else f" of {self.budget / 1e9:.2f} GB"
+        per_token = n.per_token(self.recompute(self.tokens))
         return [
             f"weights      {n.weights / 1e9:7.2f} GB  {n.parameters:,} parameters",
             f"trained      {n.trained / 1e9:7.2f} GB  {n.trainable:,} parameters: values, gradients, AdamW",
             f"activations  {self.tokens * per_token / 1e9:7.2f} GB  {self.tokens:,} tokens x {per_token / 1e6:.2f} MB, "
-            f"blocks {blocks}",
+            + again,
             f"loss, rest   {n.head / 1e9:7.2f} GB",
             f"peak         {self.peak / 1e9:7.2f} GB{limit}, besides what the libraries take",
         ]
 
 
 def plan(n: Needs, budget: float, sizes: Collection[int], low_memory: bool) -> Plan:
-    """Keeps what it can: recomputes all batches if `low_memory`, otherwise those that would not fit.
+    """Keeps what it can: recomputes all batches if `low_memory`, otherwise as little as fits.
 
     Args:
         budget: bytes.
         sizes: tokens of the batches.
     """
-    return Plan(n, budget, sizes, 0 if low_memory else max(0, n.most_tokens(budget, recompute=False)))
+    return Plan(n, budget, sizes, low_memory)
 
 
 def fitting_pack(n: Needs, budget: float, low_memory: bool, pack_length: int) -> int:
     """Tokens of a pack that fits into `budget` bytes, at most `pack_length`.
 
-    Packs become shorter down to `ENOUGH` tokens before blocks are recomputed; then they may keep their length.
+    Packs become shorter down to `ENOUGH` tokens before anything is recomputed, and below that when everything is.
     """
-    most = n.most_tokens(budget, recompute=False)
-    if low_memory or most < ENOUGH:
-        most = n.most_tokens(budget, recompute=True)
+    most = n.most_tokens(budget, n.everything)
+    if not low_memory:
+        most = max(n.most_tokens(budget, 0), min(ENOUGH, most))
     return max(ROUND, int(most) // ROUND * ROUND) if 0 < most < pack_length else pack_length
 
 

@@ -96,14 +96,15 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         attend: Attend = causal,
         places_N: Tensor | None = None,
-        recompute: bool = False,
+        recompute: int = 0,
         lengths_BT: Tensor | None = None,
     ) -> Tensor:
         """What the blocks make of the tokens, (B, T, C), before the last norm; positions count from 0 by default.
 
         Args:
             places_N: of which tokens it is wanted, counted through the rows: then (N, C).
-            recompute: keep only every block's input for the backward pass and compute the rest again there.
+            recompute: how much of the L blocks the backward pass computes again instead of keeping it: n up to L: the
+                MLPs of the first n; L + n: all MLPs, and of the first n blocks the rest as well.
             lengths_BT: of the sequences, for noise and LongRoPE, or (B, 1); T by default.
         """
         if positions_BT is None:
@@ -120,12 +121,13 @@ class GPT(nn.Module):
             x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
         x_BTC = self.embed_norm(x_BTC)
         ropes = self.ropes(positions_BT, x_BTC.dtype, lengths_BT)
+        recompute *= torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             wanted_N = places_N if layer == self.config.n_layer - 1 else None
-            if recompute and torch.is_grad_enabled():
+            if recompute > len(self.blocks) + layer:
                 x_BTC = checkpoint(block, x_BTC, ropes, attend, wanted_N, use_reentrant=False)
             else:
-                x_BTC = block(x_BTC, ropes, attend, wanted_N)
+                x_BTC = block(x_BTC, ropes, attend, wanted_N, recompute > layer)
         return x_BTC if places_N is None else x_BTC[0]
 
     def ropes(self, positions_BT: Tensor, dtype: torch.dtype, lengths_BT: Tensor | None = None) -> dict[str, Rope]:
@@ -142,10 +144,11 @@ class GPT(nn.Module):
         from torch._functorch import config
 
         # By default it would keep dropped copies of the adapters' inputs beside the masks, more than plain blocks keep.
-        config.aggressive_recomputation = True
-        # On the CPU the compiler's own random numbers, for dropout, take longer than PyTorch's.
-        options = {"dynamic": False, "options": {"fallback_random": self.wte.weight.device.type == "cpu"}}
-        halves = torch.compile(Block.before, **options), torch.compile(Block.after, **options)
+        # `aggressive_recomputation` does more, but draws other masks in the backward pass: wrong gradients.
+        config.ban_recompute_used_far_apart = False
+        config.ban_recompute_long_fusible_chains = False
+        config.ban_recompute_materialized_backward = False
+        halves = torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)
         for block in self.blocks:
             block.compiled = halves
 
@@ -162,7 +165,7 @@ class GPT(nn.Module):
         places_N: Tensor,
         labels_N: Tensor,
         weights_N: Tensor | None = None,
-        recompute: bool = False,
+        recompute: int = 0,
     ) -> Tensor:
         """Sum of the weighted cross-entropies, in nats, of the labels at N places.
 
@@ -214,7 +217,14 @@ class Block(nn.Module):
         self.compiled_step: Halves | None = None
         """What decoding calls; see `GPT.compile_steps`."""
 
-    def forward(self, x_BTC: Tensor, ropes: dict[str, Rope], attend: Attend, places_N: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        ropes: dict[str, Rope],
+        attend: Attend,
+        places_N: Tensor | None = None,
+        recompute_mlp: bool = False,
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C), or (1, N, C) for the tokens at these places, counted through the rows.
 
         Where no block follows, what comes after the attention is for the places only that somebody asks for.
@@ -229,27 +239,34 @@ class Block(nn.Module):
         y_BHTD = self.attn.mix(attend, self.layer, *heads)
         del heads  # where no gradient needs them, they are not to lie beside the MLP's
         if places_N is None:
-            return after(self, x_BTC, n_BTC, y_BHTD)
+            return after(self, x_BTC, n_BTC, y_BHTD, recompute_mlp)
         if after is not Block.after:  # compiled for one number of tokens
-            return _chosen(after(self, x_BTC, n_BTC, y_BHTD), places_N)
+            return _chosen(after(self, x_BTC, n_BTC, y_BHTD, recompute_mlp), places_N)
         y_BHTD = _chosen(y_BHTD.transpose(1, 2), places_N).transpose(1, 2)
-        return after(self, _chosen(x_BTC, places_N), _chosen(n_BTC, places_N), y_BHTD)
+        return after(self, _chosen(x_BTC, places_N), _chosen(n_BTC, places_N), y_BHTD, recompute_mlp)
 
     def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
         n_BTC = x_BTC if self.norm_sums else self.norm_1(x_BTC)
         return n_BTC, *self.attn.heads(n_BTC, rope)
 
-    def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor) -> Tensor:
+    def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor, recompute_mlp: bool = False) -> Tensor:
         """All that is done with what attention gives, (B, T, C)."""
+        mlp = self._recomputed_mlp if recompute_mlp else self._normed_mlp
         a_BTC = self.post_1(self.attn.out(y_BHTD))
         if self.parallel:
-            return x_BTC + a_BTC + self.mlp(n_BTC if self.norm_2 is None else self.norm_2(x_BTC))
+            return x_BTC + a_BTC + mlp(n_BTC if self.norm_2 is None else x_BTC)
         x_BTC = x_BTC + a_BTC
         if self.norm_sums:
             x_BTC = self.norm_1(x_BTC)
-            return self.norm_2(x_BTC + self.mlp(x_BTC))
-        return x_BTC + self.post_2(self.mlp(self.norm_2(x_BTC)))
+            return self.norm_2(x_BTC + mlp(x_BTC))
+        return x_BTC + self.post_2(mlp(x_BTC))
+
+    def _normed_mlp(self, x_BTC: Tensor) -> Tensor:
+        return self.mlp(x_BTC if self.norm_2 is None or self.norm_sums else self.norm_2(x_BTC))
+
+    def _recomputed_mlp(self, x_BTC: Tensor) -> Tensor:
+        return checkpoint(self._normed_mlp, x_BTC, use_reentrant=False)
 
 
 def _chosen(x_BT: Tensor, places_N: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class Workload:
             return_large_blocks()
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
-        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer)
+        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer, s.compile)
         if self.ranks.world > 1:
             needed = self._spread(needed, budget)
         asked = self.layout.pack_length
@@ -161,13 +161,13 @@ class Workload:
                 f"{found.tokens:,} tokens at once; try --low_memory true, --quantize bnb.nf4-dq or a shorter "
                 "--max_seq_length"
             )
-        self.layout.recompute_above = found.recompute_above
+        self.layout.recompute = found.recompute
 
     def _spread(self, needed: Needs, budget: float) -> Needs:
         """Decides whether the weights are divided over the devices, and says so; what one of them needs."""
         self.divide = bool(self.settings.shard)
         if self.settings.shard is None and budget < float("inf") and not self.settings.undivided():
-            self.divide = needed.peak(max(self.sizes()), recompute=True) > budget
+            self.divide = needed.peak(max(self.sizes()), needed.everything) > budget
         form = "the weights are divided among them" if self.divide else "each holds all weights"
         print(f"{self.ranks.world} devices: {form}; of each:")
         return needed.divided(self.ranks.world) if self.divide else needed
@@ -177,10 +177,11 @@ class Workload:
         tokens, longest = batch.idx_BT.numel(), int(self.batches.dataset.lengths[batch.samples].max())
         failed = self.needed.peak(tokens, batch.recompute)
         shorter = max(longest, tokens // 2)
-        options = {"--low_memory true": (tokens, True)}
+        everything = self.needed.everything
+        options = {"--low_memory true": (tokens, everything)}
         if self.layout.pack_length:
             options[f"--pack_length {shorter}"] = (shorter, batch.recompute)
-            options[f"--low_memory true --pack_length {shorter}"] = (shorter, True)
+            options[f"--low_memory true --pack_length {shorter}"] = (shorter, everything)
         for flags, (size, recompute) in options.items():
             planned = self.needed.peak(size, recompute)
             if planned < 0.8 * failed:

@@ -526,8 +526,8 @@ def test_the_plan_divides_what_would_not_fit(checkpoint: Path, data: Path, tmp_p
     assert "8 devices: each holds all weights; of each:" in capsys.readouterr().out
     config = Config.from_checkpoint(checkpoint)
     needed = needs(config, Full(), torch.float32, None, 1.0)
-    budget = needed.divided(8).peak(192, recompute=True) / 1e9  # of the longest sample, which has a pack of its own
-    assert needed.peak(192, recompute=True) / 1e9 > budget
+    budget = needed.divided(8).peak(192, needed.everything) / 1e9  # of the longest sample, which has a pack of its own
+    assert needed.peak(192, needed.everything) / 1e9 > budget
     assert command("finetune full", *flags, "--low_memory", "true", "--memory_gb", budget) == 0
     assert "8 devices: the weights are divided among them; of each:" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

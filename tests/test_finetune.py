@@ -51,7 +51,7 @@ def test_run_leaves_everything_that_is_promised(finished: Path, checkpoint: Path
     assert told["result"]["val_loss"] < told["result"]["first_val_loss"]
     assert told["result"]["tokens"] == tokens[-1]
     assert told["base"]["weights_sha256"] == "0" * 64
-    assert told["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(told["versions"]["torch"])  # which may leave out the kind of CUDA
     saved = sorted(str(path.relative_to(finished)) for path in finished.rglob("*_finetuned.pth"))
     name = "lit_model_lora_finetuned.pth"
     assert saved == [name, f"step-000005/{name}", f"step-000010/{name}"]

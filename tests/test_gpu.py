@@ -82,15 +82,13 @@ def test_a_tree_is_scored_by_the_kernels(wide: Path) -> None:
 
 
 @pytest.mark.parametrize("quantize", [None, "bnb.nf4", "bnb.nf4-dq", "bnb.int8-training"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_step_never_waits_for_the_device(wide: Path, data: Path, quantize: str | None, recompute: bool) -> None:
+@pytest.mark.parametrize("recompute", [0, 3, 4])  # nothing, the MLPs and a block, everything
+def test_a_step_never_waits_for_the_device(wide: Path, data: Path, quantize: str | None, recompute: int) -> None:
     """From the batch to the gradients; a wait raises. That it does is shown at the end."""
     model = load_gpt(wide, torch.bfloat16, quantize=quantize, device=CUDA)
     METHODS["lora"](lora_mlp=True).attach(model.train())
     samples = list(range(24))
-    layout = Layout(pack_length=512)
-    if recompute:
-        layout.recompute_above = 0
+    layout = Layout(pack_length=512, recompute=lambda _: recompute)
 
     def step() -> Tensor:
         loss = torch.zeros((), device=CUDA)
@@ -154,15 +152,18 @@ def test_packed_and_recomputed_gradients_are_the_plain_ones(wide: Path, data: Pa
     for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         model = adapted(wide, dtype)
         plain = gradient(model, Layout(1), data)
-        for layout in (Layout(pack_length=512), Layout(4), Layout(pack_length=512, recompute_above=0)):
+        again = [Layout(pack_length=512, recompute=lambda _, n=n: n) for n in (2, 3, 4)]
+        for layout in (Layout(pack_length=512), Layout(4), *again):
             assert apart(gradient(model, layout, data), plain) < most
 
 
 def test_compiled_gradients_are_the_plain_ones(wide: Path, data: Path) -> None:
-    model, layout = adapted(wide, torch.float32), Layout(pack_length=512, fixed=True)
-    plain = gradient(model, layout, data)
+    model = adapted(wide, torch.float32)
+    plain = gradient(model, Layout(pack_length=512), data)
     model.compile_blocks()
-    assert apart(gradient(model, layout, data), plain) < 1e-4
+    for n in (0, 2):
+        layout = Layout(pack_length=512, fixed=True, recompute=lambda _, n=n: n)
+        assert apart(gradient(model, layout, data), plain) < 1e-4
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed", "32-true"])

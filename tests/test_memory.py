@@ -18,12 +18,14 @@ WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
 EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}
 
 
-def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) -> float:
-    """Bytes that autograd really keeps of a block for one token, in bfloat16."""
+def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compiled: bool = False) -> float:
+    """Bytes that autograd really keeps of a block for one token, in bfloat16; `mlps`: of these none is kept."""
     model = GPT(config).to(torch.bfloat16)
     method.attach(model)
+    if compiled:
+        model.compile_blocks()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    totals = []
+    totals, tokens = [], 48
     for layers in (1, 3):
         kept: dict[int, torch.UntypedStorage] = {}
 
@@ -35,7 +37,8 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, tokens: int = 48) 
         blocks, model.blocks = model.blocks, model.blocks[:layers]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             pack = Pack(np.arange(tokens), torch.device("cpu"))
-            out = model.hidden(torch.zeros(1, tokens, dtype=torch.int64), None, pack.attend if tiles else causal)
+            idx = torch.zeros(1, tokens, dtype=torch.int64)
+            out = model.hidden(idx, None, pack.attend if tiles else causal, recompute=mlps * layers)
         totals.append(sum(storage.nbytes() for storage in kept.values()))
         model.blocks = blocks
         del out
@@ -52,7 +55,23 @@ def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict
     config = Config("llama", **{**FAMILIES[family], **WIDE})
     method = LoRA(lora_r=1, lora_dropout=dropout, **more)
     counted = kept_by_block(config, method.targets, dropout, 2, tiles)
-    assert counted == pytest.approx(kept_per_token(config, method, tiles), rel=0.05)
+    assert counted.block == pytest.approx(kept_per_token(config, method, tiles, mlps=False), rel=0.05)
+    assert counted.block - counted.mlp == pytest.approx(kept_per_token(config, method, tiles, mlps=True), rel=0.05)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES)[:4])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
+def test_what_is_counted_of_compiled_blocks_is_what_they_keep(family: str, dropout: float, more: dict, monkeypatch):
+    compile = torch.compile
+    backend = {"dynamic": False, "backend": "aot_eager_decomp_partition"}
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: compile(f, **backend))
+    config = Config("llama", **{**FAMILIES[family], **WIDE})
+    method = LoRA(lora_r=1, lora_dropout=dropout, **more)
+    counted = kept_by_block(config, method.targets, dropout, 2, True, compiled=True)
+    for mlps, expected in ((False, counted.block), (True, counted.block - counted.mlp)):
+        torch._dynamo.reset()
+        assert expected == pytest.approx(kept_per_token(config, method, True, mlps, compiled=True), rel=0.06)
 
 
 def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
@@ -62,12 +81,14 @@ def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
     assert needed.weights == pytest.approx(13.48e9, rel=1e-3)
     whole = plan(needed, 24e9 * 0.94, [2048], low_memory=False)
     assert whole.fits
-    assert whole.recompute_above >= 2048
+    assert whole.recompute(2048) == 0
     tight = plan(needed, 18e9, [2048], low_memory=False)
     assert tight.fits
-    assert 0 < tight.recompute_above < 2048
-    kept = int(tight.recompute_above)
-    assert plan(needed, 18e9, [2048, kept], low_memory=False).peak == needed.peak(kept, recompute=False) > tight.peak
+    assert 32 < tight.recompute(2048) < needed.everything == 64
+    kept = int(needed.most_tokens(18e9, 0))
+    both = plan(needed, 18e9, [2048, kept], low_memory=False)
+    assert (both.recompute(kept), both.recompute(kept + 1)) == (0, 2)  # one that is computed again is there at once
+    assert both.peak == needed.peak(kept, 0) > tight.peak
     assert plan(needed, 24e9, [2048], low_memory=True).peak < 14.7e9
     assert not plan(needed, 14e9, [2048], low_memory=False).fits
     assert needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, "bnb.nf4-dq").weights < 4e9
@@ -103,12 +124,13 @@ def test_packs_become_shorter_before_anything_is_recomputed(
     needed = needs(Config.from_checkpoint(checkpoint), LoRA(), torch.float32, None, HEAP)
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, *FLAGS, "--batch_size", 512, "--dry_run", "true"]
     flags += ["--share_prefix", "false", "--pack_length", 2048, "--out_dir", tmp_path]
-    for tokens, how in ((1000, "packs of 960 tokens"), (600, "blocks recomputed above 60")):
-        budget = needed.peak(tokens, recompute=False) / 1e9
+    for tokens, how in ((1000, "packs of 960 tokens"), (600, "above 60")):
+        budget = needed.peak(tokens, 0) / 1e9
         assert command("finetune lora", *flags, "--memory_gb", budget) == 0
         shown = capsys.readouterr().out
         assert how in shown
         assert ("blocks kept" in shown) == (tokens == 1000)
+        assert ("recomputed" in shown) == (tokens == 600)
 
 
 def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(
@@ -122,7 +144,7 @@ def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, *FLAGS, "--max_steps", 3, "--lora_dropout", 0]
     found = {}
     needed = needs(Config.from_checkpoint(checkpoint), LoRA(lora_dropout=0.0), torch.float32, None, HEAP)
-    tight = needed.peak(200, recompute=True) / 1e9
+    tight = needed.peak(200, needed.everything) / 1e9
     for name, more in {"free": [], "low": ["--low_memory", "true"], "tight": ["--memory_gb", tight]}.items():
         assert command("finetune lora", *flags, "--out_dir", tmp_path / name, *more) == 0
         found[name] = read_finetuned(tmp_path / name)["weights"]

@@ -90,7 +90,9 @@ def gradients(model: GPT, layout: Layout, data: Samples) -> tuple[float, dict[st
     model.zero_grad()
     parts = replace(layout, short_length=model.config.short_length).batches(data, list(range(len(data))))
     targets = sum(part.targets for part in parts)
-    losses = [model.loss_sum(p.idx_BT, p.pack, p.places_N, p.labels_N, p.weights_N) / targets for p in parts]
+    losses = [
+        model.loss_sum(p.idx_BT, p.pack, p.places_N, p.labels_N, p.weights_N, p.recompute) / targets for p in parts
+    ]
     torch.stack(losses).sum().backward()
     return float(sum(losses)), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -116,6 +118,20 @@ def test_packed_gradients_equal_those_of_single_samples(family: str, templates: 
             assert abs(loss - single[0]) <= 1e-10 * abs(single[0])
             for name, expected in single[1].items():
                 assert (grads[name] - expected).abs().max() <= 1e-10 * expected.abs().max(), (layout, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
+def test_what_is_computed_again_is_the_same_to_the_bit(family: str, dropout: float) -> None:
+    data, model = Samples(TEMPLATES["two"], 13), model_for(family).float()
+    LoRA(lora_dropout=dropout, lora_mlp=True).attach(model.train())
+    found = []
+    for recompute in (0, 1, 2, 3, 4):
+        torch.manual_seed(1)
+        found.append(gradients(model, Layout(pack_length=64, recompute=lambda _, n=recompute: n), data))
+    for loss, grads in found[1:]:
+        assert loss == found[0][0]
+        assert all(torch.equal(grads[name], expected) for name, expected in found[0][1].items())
 
 
 def test_packs_in_float32() -> None:
@@ -321,7 +337,7 @@ def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout, mo
         assert batch.pack.positions_1T is not None
         assert batch.pack.lengths_1T is not None
     model.ropes(torch.arange(3)[None], torch.float32)  # LongRoPE's factors, sent once
-    for recompute in (False, True):
+    for recompute in (0, 1, 2 * len(model.blocks)):
         with NoWaiting():
             (model.loss_sum(batch.idx_BT, batch.pack, *targets, recompute=recompute) / batch.targets).backward()
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():

@@ -69,8 +69,8 @@ class Outlook:
     fits: bool
     pack: int
     """Tokens of a usual pack, as many as fit; 0: padded micro-batches."""
-    again: bool
-    """Whether its blocks are computed again in the backward pass."""
+    again: float
+    """How much of its forward pass is computed again in the backward pass, of 1."""
     tokens_per_second: float
     """Real tokens, by the model."""
 
@@ -88,31 +88,42 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
     from lit_gpt.checkpoint import DTYPES
     from lit_gpt.memory import fitting_pack, needs, plan
 
-    needed = needs(config, method, DTYPES[settings.precision], settings.quantize, None, settings.optimizer)
-    budget = 1e9 * card.usable_gb * min(1.0, (settings.memory_gb or card.memory_gb) / card.memory_gb)
-    asked = LONGEST if settings.pack_length is None else settings.pack_length
-    usual = fitting_pack(needed, budget, settings.low_memory, asked)
-    longest = min(settings.max_seq_length or LONGEST, LONGEST)
-    largest = longest if asked else longest * settings.micro_batch_size
+    s = settings
+    needed = needs(config, method, DTYPES[s.precision], s.quantize, None, s.optimizer, s.compile)
+    budget = 1e9 * card.usable_gb * min(1.0, (s.memory_gb or card.memory_gb) / card.memory_gb)
+    asked = LONGEST if s.pack_length is None else s.pack_length
+    usual = fitting_pack(needed, budget, s.low_memory, asked)
+    longest = min(s.max_seq_length or LONGEST, LONGEST)
+    largest = longest if asked else longest * s.micro_batch_size
     tokens = usual or largest
-    found = plan(needed, budget, {tokens, max(tokens, largest)}, settings.low_memory)
-    again = tokens > found.recompute_above
-    starting = STARTING[bool(settings.quantize), again] * config.n_layer / 32
+    found = plan(needed, budget, {tokens, max(tokens, largest)}, s.low_memory)
+    again = computed_again(config, found.recompute(tokens))
+    kept, recomputed = (STARTING[bool(s.quantize), every] for every in (False, True))
+    starting = (kept + again * (recomputed - kept)) * config.n_layer / 32
     computing = tokens * operations(needed, config, again) / (SHARE * card.tflops * 1e12)
     return Outlook(found.peak / 1e9, budget / 1e9, found.fits, usual, again, tokens / (starting + computing))
 
 
-def operations(needed: "Needs", config: "Config", again: bool) -> float:
+def computed_again(config: "Config", recompute: int) -> float:
+    """The share of the forward pass's products that the backward pass computes again; `recompute`: see `GPT.hidden`."""
+    L, C, D, F = config.n_layer, config.n_embd, config.head_size, config.intermediate_size
+    attention = 2 * C * D * (config.n_head + config.n_query_groups)
+    mlp = (2 if config.mlp == "gated" else 1) * C * F
+    share = mlp / (attention + mlp + C * F)  # that down to C channels is not needed again
+    return (min(recompute, L) * share + max(0, recompute - L) * (1 - share)) / L
+
+
+def operations(needed: "Needs", config: "Config", again: float) -> float:
     """Operations of training on a token: its products with weights.
 
     Args:
-        again: whether the blocks are computed again for the backward pass.
+        again: see `computed_again`.
     """
     embeddings = 0 if config.tie_embeddings else config.padded_vocab_size * config.n_embd
     products = needed.parameters - embeddings
     trained = min(needed.trainable, products)
     frozen = 0 if trained == products else products
-    return (6.0 * frozen + 8.0 * trained) if again else (4.0 * frozen + 6.0 * trained)
+    return (4.0 + 2 * again) * frozen + (6.0 + 2 * again) * trained
 
 
 @dataclass
@@ -206,7 +217,7 @@ def table(paths: list[Path], mean_length: int) -> str:
         for card in CARDS.values():
             seen = outlook(card, run, method, config)
             memory = f"{seen.peak_gb:.1f} of {seen.limit_gb:.1f}"
-            packs = f"{seen.pack:,}" + (", recomputed" if seen.again else "")
+            packs = f"{seen.pack:,}" + (f", {seen.again:.0%} recomputed" if seen.again else "")
             speed = [f"{seen.tokens_per_second:,.0f}", f"{tokens / 1e6:.1f} M", f"{seen.hours(tokens):.1f}"]
             cells = [memory, packs, *speed] if seen.fits else [memory, "do not fit", "", "", ""]
             rows.append("| " + " | ".join([path.as_posix(), name, card.name, *cells]) + " |")

@@ -9,6 +9,7 @@ common at their beginning (a prompt template, and perhaps more) stands there onc
 """
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,8 @@ class Batch:
     tokens: int
     """Real tokens of the samples: no padding, all that is shared counted for each, the last one included."""
     samples: list[int]
-    recompute: bool = False
-    """Whether the backward pass computes the blocks again, for lack of memory."""
+    recompute: int = 0
+    """How much of the blocks the backward pass computes again, for lack of memory; see `GPT.hidden`."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; on a GPU the copy does not wait."""
@@ -210,8 +211,8 @@ class Layout:
     """Longer samples are cut; see `read`."""
     fixed: bool = False
     """All packs are filled up to `pack_length`, or a multiple of it where a sample is longer: one shape to compile."""
-    recompute_above: float = float("inf")
-    """Batches with more tokens, padding included, are recomputed in the backward pass."""
+    recompute: Callable[[int], int] = lambda tokens: 0
+    """`Batch.recompute` of a batch with so many tokens, padding included."""
     short_length: int | None = None
     """Samples longer than this share no batch with others; see `Config.short_length`."""
     multiple: int = ROUND
@@ -222,7 +223,7 @@ class Layout:
         ordered = sorted(samples, key=lambda i: -int(dataset.lengths[i]))
         batches = self._laid_out(read(dataset, ordered, self.max_length))
         for batch in batches:
-            batch.recompute = batch.idx_BT.numel() > self.recompute_above
+            batch.recompute = self.recompute(batch.idx_BT.numel())
         return batches
 
     def _laid_out(self, rows: list[Sample]) -> list[Batch]:
