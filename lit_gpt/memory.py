@@ -22,7 +22,7 @@ from lit_gpt.config import Config
 from lit_gpt.data.batches import ROUND
 from lit_gpt.lean import MOST_PLACES
 from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
-from lit_gpt.methods import Method
+from lit_gpt.methods import Adapter, AdapterV2, Method
 from lit_gpt.model import meta_gpt
 from lit_gpt.settings import UserError
 
@@ -77,8 +77,8 @@ class Needs:
 
     @property
     def everything(self) -> int:
-        """The number that means that all blocks are computed again."""
-        return 2 * self.layers
+        """The number with which least is kept: the backward pass begins with the last block, which is there anyway."""
+        return 2 * self.layers - 1
 
     def divided(self, devices: int) -> "Needs":
         """What each of so many devices needs that divide the base among them."""
@@ -86,10 +86,11 @@ class Needs:
         return replace(self, weights=self.weights / devices + self.at_once, trained=trained)
 
     def per_token(self, recompute: int) -> float:
-        """Bytes per token of a pack: what is kept, and at the peak one block that is being computed again."""
+        """Bytes per token of a pack at the peak, the backward pass of the last block."""
         mlps, blocks = min(recompute, self.layers), max(0, recompute - self.layers)
         kept = self.layers * self.kept - mlps * self.kept_mlp - blocks * (self.kept - self.kept_mlp - self.kept_input)
-        return kept + self.block + (self.kept if blocks else self.kept_mlp if mlps else 0.0)
+        again = 0.0 if mlps < self.layers else self.kept_mlp if blocks < self.layers else self.kept
+        return kept + again + self.block
 
     def peak(self, tokens: int, recompute: int) -> float:
         """Bytes at the peak of a step whose largest pack has this many tokens."""
@@ -117,48 +118,53 @@ class Kept:
     """Of these, what is not kept where the MLP is computed again."""
 
 
-def kept_by_block(
-    config: Config, adapted: tuple[str, ...], dropout: float, size: int, tiles: bool = False, compiled: bool = False
-) -> Kept:
+def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False, compiled: bool = False) -> Kept:
     """What the backward pass keeps.
 
     Args:
-        adapted: ends of the names of the trained linear layers: their inputs are kept.
-        dropout: share of every input that is dropped: a mask of a byte for each, or `tiles` (on a CPU) places.
         size: bytes of an activation.
-        tiles: whether attention is computed in tiles (`lit_gpt.attention`): neither its output nor sums are kept.
+        tiles: whether attention is computed in tiles, on a CPU (`lit_gpt.attention`): neither its output nor sums are
+            kept, and of dropout the places (`lean.draw_dropped`) instead of a mask of a byte for each input.
         compiled: whether the blocks are (`GPT.compile_blocks`): inputs of trained layers are computed again.
     """
-    C, F, D = config.n_embd, config.intermediate_size, config.head_size
-    queries, keys = config.n_head * D, config.n_query_groups * D
-    on = {name: name in adapted for name in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")}
-    gates = 2 if config.mlp == "gated" else 1
-    attention = (1 if config.parallel_residual else 2) * C * size  # inputs of the norms: the residual stream
-    attention += 2 * C * size if config.pre_norm and config.post_norm else 0
-    attention += (queries + 2 * keys) * size
-    if not tiles or on["attn.o"]:
-        attention += queries * size  # the output, which attn.o reads
+    C, F, experts = config.n_embd, config.intermediate_size, config.n_expert_per_token if config.n_expert else 1
+    queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
+    widths = {"attn.q": (C, queries), "attn.k": (C, keys), "attn.v": (C, keys), "attn.o": (queries, C)}
+    widths |= {"mlp.up": (C, F), "mlp.down": (F, C)} | ({"mlp.gate": (C, F)} if config.mlp == "gated" else {})
+    adapted = {name: widths[name] for name in method.targets if name in widths}
+    scaled, dora = isinstance(method, AdapterV2), getattr(method, "lora_dora", False)
+    reads = set() if scaled or compiled else set(adapted)
+    normed = bool(reads & {"attn.q", "attn.k", "attn.v"})
+
+    attention = (1 if config.parallel_residual else 2) * C  # inputs of the norms: the residual stream
+    attention += 2 * C if config.pre_norm and config.post_norm else 0
+    attention += queries + 2 * keys
+    attention += (queries + keys if config.qk_norm else 0) + (queries + 2 * keys if config.clip_qkv else 0)
+    attention += queries if not tiles or "attn.o" in reads or (compiled and "attn.o" in adapted) else 0  # the output
+    attention += queries if isinstance(method, Adapter) else 0  # what the trained tokens give
+    attention += C if normed else 0
+    gates = (2 if config.activation == "silu" or compiled else 3) if config.mlp == "gated" else 1
+    mlp = experts * gates * F  # inputs of the activation, and unless it is silu what it gives
+    mlp += experts * F if "mlp.down" in reads and config.activation != "relu" else 0
+    mlp += 2 * experts * C if config.n_expert else 0  # what they take and give
+    shared = set(adapted) if compiled and config.shared_norm else set()  # is handed over from one code to another
+    if (reads | shared) & {"mlp.up", "mlp.gate"} and not (config.shared_norm and normed):
+        mlp += experts * C
+    # An input that is not a norm's is kept, too, where the MLP is computed again.
+    bare = config.norm_sums or not config.pre_norm or (config.shared_norm and not normed)
+    totals = {"attn": attention * size, "mlp": mlp * size}
     if not tiles:
-        attention += 4 * config.n_head  # the softmax's sums
-    mlp = gates * F * size  # inputs of the activation
-    normed = any(on[f"attn.{x}"] for x in "qkv") and not compiled
-    adapted_mlp = on["mlp.up"] or (gates == 2 and on["mlp.gate"])
-    attention += normed * C * size
-    mlp += (on["mlp.down"] and not compiled) * F * size
-    if not config.shared_norm:
-        mlp += (adapted_mlp and not compiled) * C * size
-    elif not normed:  # what attention and MLP read is kept for an adapted MLP, and for one that is computed again
-        attention += C * size
-        mlp -= (not adapted_mlp) * C * size
-    if dropout:
-        mask = -math.log1p(-dropout) * 4 if tiles and dropout <= MOST_PLACES and not compiled else 1.0
-        attention += mask * (sum(on[f"attn.{x}"] for x in "qkv") * C + on["attn.o"] * queries)
-        mlp += mask * (on["mlp.up"] + (gates == 2) * on["mlp.gate"]) * C
-        if compiled:  # which keeps the last mask of all
-            attention += mask * on["mlp.down"] * F
-        else:
-            mlp += mask * on["mlp.down"] * F
-    return Kept(attention + mlp, mlp)
+        totals["attn"] += 4 * config.n_head  # the softmax's sums
+    dropout = getattr(method, "lora_dropout", 0.0)
+    mask = -math.log1p(-dropout) * 4 if tiles and dropout <= MOST_PLACES and not compiled else 1.0 if dropout else 0.0
+    for name, (wide, out) in adapted.items():
+        times = experts if name.startswith("mlp") else 1
+        more = mask * wide
+        if scaled or dora:
+            more += size * (out if scaled else 2 * out + (wide if dropout and not compiled else 0))
+        # The compiler keeps the last mask of all, also where it computes the MLP again.
+        totals["attn" if compiled and name == "mlp.down" else name.partition(".")[0]] += times * more
+    return Kept(sum(totals.values()), totals["mlp"] - bare * C * size)
 
 
 def needs(
@@ -192,8 +198,7 @@ def needs(
     freed = sum(p.numel() for p in model.parameters() if p.requires_grad and p in own)
     state = 4 + (8 if optimizer == "adamw" else 2)  # gradient and moments
     trained = (trainable - freed) * (4 + state) + freed * (state + (4 if size == 2 else 0))
-    dropout = getattr(method, "lora_dropout", 0.0)
-    kept = kept_by_block(config, method.targets, dropout, size, on_cpu, compiled)
+    kept = kept_by_block(config, method, size, on_cpu, compiled)
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
     if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)

@@ -121,9 +121,10 @@ class GPT(nn.Module):
             x_BTC = x_BTC + self.wpe(positions_BT + self.config.position_offset)
         x_BTC = self.embed_norm(x_BTC)
         ropes = self.ropes(positions_BT, x_BTC.dtype, lengths_BT)
-        recompute *= torch.is_grad_enabled()
+        if not torch.is_grad_enabled():
+            recompute = 0
         for layer, block in enumerate(self.blocks):
-            wanted_N = places_N if layer == self.config.n_layer - 1 else None
+            wanted_N = places_N if layer == len(self.blocks) - 1 else None
             if recompute > len(self.blocks) + layer:
                 x_BTC = checkpoint(block, x_BTC, ropes, attend, wanted_N, use_reentrant=False)
             else:
@@ -140,6 +141,7 @@ class GPT(nn.Module):
 
         Attention stays outside, as it is put together anew for every batch. What needs no gradient runs as before:
         validation, generation, and a first block whose input is not trained, which would be compiled separately.
+        Blocks that differ, or whose MLP is computed again, have code of their own.
         """
         from torch._functorch import config
 
@@ -263,6 +265,7 @@ class Block(nn.Module):
         return x_BTC + self.post_2(mlp(x_BTC))
 
     def _normed_mlp(self, x_BTC: Tensor) -> Tensor:
+        """With the norm before it, if it has one of its own."""
         return self.mlp(x_BTC if self.norm_2 is None or self.norm_sums else self.norm_2(x_BTC))
 
     def _recomputed_mlp(self, x_BTC: Tensor) -> Tensor:

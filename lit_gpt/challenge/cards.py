@@ -97,20 +97,22 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
     largest = longest if asked else longest * s.micro_batch_size
     tokens = usual or largest
     found = plan(needed, budget, {tokens, max(tokens, largest)}, s.low_memory)
-    again = computed_again(config, found.recompute(tokens))
+    again = computed_again(config, method, found.recompute(tokens))
     kept, recomputed = (STARTING[bool(s.quantize), every] for every in (False, True))
     starting = (kept + again * (recomputed - kept)) * config.n_layer / 32
     computing = tokens * operations(needed, config, again) / (SHARE * card.tflops * 1e12)
     return Outlook(found.peak / 1e9, budget / 1e9, found.fits, usual, again, tokens / (starting + computing))
 
 
-def computed_again(config: "Config", recompute: int) -> float:
+def computed_again(config: "Config", method: "Method", recompute: int) -> float:
     """The share of the forward pass's products that the backward pass computes again; `recompute`: see `GPT.hidden`."""
-    L, C, D, F = config.n_layer, config.n_embd, config.head_size, config.intermediate_size
+    L, C, D = config.n_layer, config.n_embd, config.head_size
     attention = 2 * C * D * (config.n_head + config.n_query_groups)
-    mlp = (2 if config.mlp == "gated" else 1) * C * F
-    share = mlp / (attention + mlp + C * F)  # that down to C channels is not needed again
-    return (min(recompute, L) * share + max(0, recompute - L) * (1 - share)) / L
+    one = C * config.intermediate_size * (config.n_expert_per_token if config.n_expert else 1)
+    gates = 2 if config.mlp == "gated" else 1
+    mlp = (gates + ("mlp.down" in method.targets)) * one  # what down gives is needed if something is added to it
+    again = min(recompute, L) * mlp + max(0, recompute - L) * attention
+    return again / L / (attention + (gates + 1) * one)
 
 
 def operations(needed: "Needs", config: "Config", again: float) -> float:
