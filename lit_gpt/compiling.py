@@ -48,7 +48,7 @@ def compile_blocks(
     def plain_seconds() -> float:
         """Keeps no more than a compiled step does: blocks are recomputed whole, and what that takes is taken off.
 
-        For a batch of which something is to be recomputed that is more than it should be by a part of its forward pass.
+        A batch that is to be recomputed in part counts as one that is recomputed whole.
         """
         kept = [replace(batch, **_first_target(batch)) for batch in loose if not batch.recompute]
         whole = [replace(batch, recompute=2 * len(gpt.blocks)) for batch in loose]

@@ -226,7 +226,7 @@ def needs(
 
 @dataclass
 class Plan:
-    """What a run will hold in memory, and how it keeps within the budget."""
+    """What a run will hold in memory, and how it keeps within the budget: it computes as little again as fits."""
 
     needs: Needs
     budget: float
@@ -279,16 +279,6 @@ class Plan:
             f"loss, rest   {n.head / 1e9:7.2f} GB",
             f"peak         {self.peak / 1e9:7.2f} GB{limit}, besides what the libraries take",
         ]
-
-
-def plan(n: Needs, budget: float, sizes: Collection[int], low_memory: bool) -> Plan:
-    """Keeps what it can: recomputes all batches if `low_memory`, otherwise as little as fits.
-
-    Args:
-        budget: bytes.
-        sizes: tokens of the batches.
-    """
-    return Plan(n, budget, sizes, low_memory)
 
 
 def fitting_pack(n: Needs, budget: float, low_memory: bool, pack_length: int) -> int:

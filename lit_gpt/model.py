@@ -150,13 +150,13 @@ class GPT(nn.Module):
         config.ban_recompute_used_far_apart = False
         config.ban_recompute_long_fusible_chains = False
         config.ban_recompute_materialized_backward = False
-        halves = torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)
+        halves = Block.compiled_halves()
         for block in self.blocks:
             block.compiled = halves
 
     def compile_steps(self) -> None:
         """Lets calls of a single token per row run compiled blocks, all by the same code, made at the first call."""
-        halves = torch.compile(Block.before, dynamic=False), torch.compile(Block.after, dynamic=False)
+        halves = Block.compiled_halves()
         for block in self.blocks:
             block.compiled_step = halves
 
@@ -247,12 +247,17 @@ class Block(nn.Module):
         y_BHTD = _chosen(y_BHTD.transpose(1, 2), places_N).transpose(1, 2)
         return after(self, _chosen(x_BTC, places_N), _chosen(n_BTC, places_N), y_BHTD, recompute_mlp)
 
+    @classmethod
+    def compiled_halves(cls) -> Halves:
+        """Its two halves, to be compiled when they are called; attention comes between them."""
+        return torch.compile(cls.before, dynamic=False), torch.compile(cls.after, dynamic=False)
+
     def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
         n_BTC = x_BTC if self.norm_sums else self.norm_1(x_BTC)
         return n_BTC, *self.attn.heads(n_BTC, rope)
 
-    def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor, recompute_mlp: bool = False) -> Tensor:
+    def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor, recompute_mlp: bool) -> Tensor:
         """All that is done with what attention gives, (B, T, C)."""
         mlp = self._recomputed_mlp if recompute_mlp else self._normed_mlp
         a_BTC = self.post_1(self.attn.out(y_BHTD))

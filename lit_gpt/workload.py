@@ -9,7 +9,7 @@ import torch
 from lit_gpt.config import Config
 from lit_gpt.data.batches import CPU_ROUND, ROUND, Batch, Batches, Layout, share_out
 from lit_gpt.data.dataset import TokenDataset
-from lit_gpt.memory import HEAP, Needs, fitting_pack, needs, plan, return_large_blocks
+from lit_gpt.memory import HEAP, Needs, Plan, fitting_pack, needs, return_large_blocks
 from lit_gpt.methods import Method
 from lit_gpt.quantize import bitsandbytes
 from lit_gpt.ranks import Ranks
@@ -152,7 +152,7 @@ class Workload:
         if self.layout.fixed:
             self.settle()
         self.needed = needed
-        found = plan(needed, budget, self.sizes(), s.low_memory)
+        found = Plan(needed, budget, self.sizes(), s.low_memory)
         idle = peak_memory_gb(device)
         self.planned_gb = idle + found.peak / 1e9
         """What `peak_memory_gb` will say in the end: on the CPU it counts the libraries, too."""

@@ -145,3 +145,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """See `local_hub`."""
     with local_hub(monkeypatch) as server:
         yield server
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces and divides into forward and backward as always, but makes no machine code: fast, and needs no C++."""
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic: compile(f, dynamic=dynamic, backend="aot_eager_decomp_partition")
+    )

@@ -36,15 +36,6 @@ def forget() -> None:
     counters.clear()
 
 
-@pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces and divides into forward and backward as always, but makes no machine code: fast, and needs no C++."""
-    compile = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda f, dynamic: compile(f, dynamic=dynamic, backend="aot_eager_decomp_partition")
-    )
-
-
 def model_for(family: str, **lora: Any) -> GPT:
     torch.manual_seed(0)
     model = GPT(Config("llama", **FAMILIES[family] | {"n_layer": 4}))

@@ -11,7 +11,7 @@ from test_packing import FAMILIES
 
 from lit_gpt import GPT, Config
 from lit_gpt.attention import Pack, causal
-from lit_gpt.memory import HEAP, kept_by_block, needs, plan
+from lit_gpt.memory import HEAP, Plan, kept_by_block, needs
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA
 
 WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
@@ -85,10 +85,9 @@ def test_other_methods_and_families_are_counted_as_well(family: str, method: str
 @pytest.mark.parametrize("family", list(FAMILIES)[:4])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
-def test_what_is_counted_of_compiled_blocks_is_what_they_keep(family: str, dropout: float, more: dict, monkeypatch):
-    compile = torch.compile
-    backend = {"dynamic": False, "backend": "aot_eager_decomp_partition"}
-    monkeypatch.setattr(torch, "compile", lambda f, dynamic: compile(f, **backend))
+def test_what_is_counted_of_compiled_blocks_is_what_they_keep(
+    family: str, dropout: float, more: dict, traced_only: None
+) -> None:
     config = Config("llama", **{**FAMILIES[family], **WIDE})
     method = LoRA(lora_r=1, lora_dropout=dropout, **more)
     counted = kept_by_block(config, method, 2, True, compiled=True)
@@ -102,18 +101,18 @@ def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
     assert needed.parameters == 6_738_415_616
     assert needed.trainable == 4_194_304
     assert needed.weights == pytest.approx(13.48e9, rel=1e-3)
-    whole = plan(needed, 24e9 * 0.94, [2048], low_memory=False)
+    whole = Plan(needed, 24e9 * 0.94, [2048], low_memory=False)
     assert whole.fits
     assert whole.recompute(2048) == 0
-    tight = plan(needed, 18e9, [2048], low_memory=False)
+    tight = Plan(needed, 18e9, [2048], low_memory=False)
     assert tight.fits
     assert 32 < tight.recompute(2048) < needed.everything == 63
     kept = int(needed.most_tokens(18e9, 0))
-    both = plan(needed, 18e9, [2048, kept], low_memory=False)
+    both = Plan(needed, 18e9, [2048, kept], low_memory=False)
     assert (both.recompute(kept), both.recompute(kept + 1)) == (0, 1)
     assert both.peak == needed.peak(kept, 0) > tight.peak
-    assert plan(needed, 24e9, [2048], low_memory=True).peak < 14.7e9
-    assert not plan(needed, 14e9, [2048], low_memory=False).fits
+    assert Plan(needed, 24e9, [2048], low_memory=True).peak < 14.7e9
+    assert not Plan(needed, 14e9, [2048], low_memory=False).fits
     assert needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, "bnb.nf4-dq").weights < 4e9
 
 

@@ -86,7 +86,7 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
         UserError: a quantised run needs bitsandbytes.
     """
     from lit_gpt.checkpoint import DTYPES
-    from lit_gpt.memory import fitting_pack, needs, plan
+    from lit_gpt.memory import Plan, fitting_pack, needs
 
     s = settings
     needed = needs(config, method, DTYPES[s.precision], s.quantize, None, s.optimizer, s.compile)
@@ -96,7 +96,7 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
     longest = min(s.max_seq_length or LONGEST, LONGEST)
     largest = longest if asked else longest * s.micro_batch_size
     tokens = usual or largest
-    found = plan(needed, budget, {tokens, max(tokens, largest)}, s.low_memory)
+    found = Plan(needed, budget, {tokens, max(tokens, largest)}, s.low_memory)
     again = computed_again(config, method, found.recompute(tokens))
     kept, recomputed = (STARTING[bool(s.quantize), every] for every in (False, True))
     starting = (kept + again * (recomputed - kept)) * config.n_layer / 32
