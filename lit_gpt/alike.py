@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.attention import weighed
+from lit_gpt.cache import weighed
 from lit_gpt.decode import kernels_for
 from lit_gpt.model import GPT
 

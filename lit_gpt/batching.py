@@ -8,7 +8,7 @@ one that is free by now, is copied from. The examples of few-shot tasks are read
 A text is a function of its request, to the bit, whoever is beside it, whatever was read before:
 
 - Attention is the same call for a row whatever the others do, and so is the reading of a piece. Only the beginning up
-  to the last cut is looked at by all together that have it, in numbers that give the same bits (`attention.Ragged`).
+  to the last cut is looked at by all together that have it, in numbers that give the same bits (`cache.Ragged`).
 - Kernels may sum in another order for another number of tokens. So it is tried at the start which numbers give the
   same bits, and calls are filled up to one of these (`like_sizes`). Where few do, every call has a size of its own: a
   piece alone, or one token of every row. (Not so for the experts of a mixture, which get what the router gives them.)
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.alike import like_queries, like_sizes, sixteens
-from lit_gpt.attention import KVCache, Ragged
+from lit_gpt.cache import KVCache, Ragged
 from lit_gpt.decode import Sampling, kernels_for
 from lit_gpt.model import GPT
 

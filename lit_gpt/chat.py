@@ -19,7 +19,7 @@ from lit_gpt.settings import UserError, at_least, check_seed, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from lit_gpt.attention import KVCache
+    from lit_gpt.cache import KVCache
     from lit_gpt.decode import Sampling
     from lit_gpt.model import GPT
     from lit_gpt.tokenizer import Tokenizer

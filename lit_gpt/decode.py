@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_gpt.attention import KVCache
+from lit_gpt.cache import KVCache
 from lit_gpt.model import GPT
 from lit_gpt.settings import UserError, at_least
 

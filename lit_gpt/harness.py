@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from lit_gpt.answers import Answers
-from lit_gpt.attention import KVCache
+from lit_gpt.cache import KVCache
 from lit_gpt.decode import Sampling, cache_for, decode, prefill
 from lit_gpt.model import GPT
 from lit_gpt.scoring import Score, Scored, pack_length_for, score

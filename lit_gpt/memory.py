@@ -123,7 +123,7 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
 
     Args:
         size: bytes of an activation.
-        tiles: whether attention is computed in tiles, on a CPU (`lit_gpt.attention`): neither its output nor sums are
+        tiles: whether attention is computed in tiles, on a CPU (`lit_gpt.packs`): neither its output nor sums are
             kept, and of dropout the places (`lean.draw_dropped`) instead of a mask of a byte for each input.
         compiled: whether the blocks are (`GPT.compile_blocks`): inputs of trained layers are computed again.
     """

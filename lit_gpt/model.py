@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from lit_gpt.attention import Attend, KVCache, Look, Pack, causal
+from lit_gpt.attention import Attend, Look, causal
+from lit_gpt.cache import KVCache
 from lit_gpt.config import Config
 from lit_gpt.lean import rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
+from lit_gpt.packs import Pack
 from lit_gpt.rope import Rope, rope_tables
 from lit_gpt.weight_only import joined
 

@@ -1,7 +1,7 @@
 """Log-probabilities of token sequences: what they have in common at their beginning is computed once.
 
 Sorted by their ids, sequences are a tree of tokens in depth-first order: each shares something with the one before it,
-and what follows is new. The tree is computed in rows of so many tokens (`attention.Trunk`), of whatever sequences. The
+and what follows is new. The tree is computed in rows of so many tokens (`packs.Trunk`), of whatever sequences. The
 head is asked only where something is to be scored, and once where several sequences are.
 
 Shapes: T tokens of the tree, P scored pairs of a place and a token, N different places among them, V vocabulary.
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.attention import Trunk
 from lit_gpt.data.batches import in_common
 from lit_gpt.loss import CHUNK_BYTES, head_rows
 from lit_gpt.model import GPT
+from lit_gpt.packs import Trunk
 
 Scored = tuple[tuple[int, ...], int]
 """Token ids, and how many of them at the end are to be scored: all but the first at most."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lit_gpt.attention import KVCache
+from lit_gpt.cache import KVCache
 from lit_gpt.decode import Sampling, check_prompts, kernels_for
 from lit_gpt.model import GPT
 from lit_gpt.settings import UserError

@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from lit_gpt import alike, attention, batching
-from lit_gpt.attention import weighed
+from lit_gpt import alike, batching, cache
 from lit_gpt.batching import APART, Engine, Job, Refused, Token, split
+from lit_gpt.cache import weighed
 from lit_gpt.config import Config
 from lit_gpt.decode import Sampling, complete
 from lit_gpt.model import GPT, MLP
@@ -414,7 +414,7 @@ def test_those_with_a_common_beginning_look_at_it_together(monkeypatch: pytest.M
         return weighed(q, k, *args)
 
     engine, head = Engine(make(), 8, 64, piece=8), list(range(32))
-    monkeypatch.setattr(attention, "weighed", seen)
+    monkeypatch.setattr(cache, "weighed", seen)
     prompts = [*([*head, n] for n in range(6)), [*head[::-1], 7], [8]]
     together(engine, [{"prompt": prompt, "new": 12, "cuts": [32]} for prompt in prompts])
     for count in (6, 1):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_gpt import GPT, Config
-from lit_gpt.attention import KVCache, Look, sdpa
+from lit_gpt.attention import Look, sdpa
+from lit_gpt.cache import KVCache
 from lit_gpt.decode import Rows, Sampling, complete, kernels_for
 from lit_gpt.settings import UserError
 

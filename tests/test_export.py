@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_families import VARIANTS, error
 
 from lit_gpt import Config, load_gpt
-from lit_gpt.attention import KVCache
+from lit_gpt.cache import KVCache
 from lit_gpt.checkpoint import base_identity, read_finetuned, save_finetuned, style_of
 from lit_gpt.export import CONVERTER
 from lit_gpt.files import write_json

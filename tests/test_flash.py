@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_gpt import flash
-from lit_gpt.attention import Look, Pack, _Tiles
+from lit_gpt.attention import Look
 from lit_gpt.flash import Call
+from lit_gpt.packs import Pack, _Tiles
 
 
 def spans(call: Call) -> list[tuple[slice, slice]]:

@@ -13,6 +13,7 @@ FLOORS = [
     {"config", "prompts", "template", "tokenizer"},
     {"answers", "archive", "flash", "loss", "lean", "ranks", "rope", "weight_only"},
     {"attention"},
+    {"cache", "packs"},
     {"model"},
     {"quantize"},
     {"methods", "hub", "hf_weights"},

@@ -16,12 +16,13 @@ from conftest import command, make_checkpoint
 from torch import Tensor
 
 from lit_gpt import GPT, Config, load_gpt
-from lit_gpt.attention import Look, Pack, _Tiles
+from lit_gpt.attention import Look
 from lit_gpt.checkpoint import read_finetuned
 from lit_gpt.data.batches import Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.decode import Sampling, complete
 from lit_gpt.methods import METHODS
+from lit_gpt.packs import Pack, _Tiles
 from lit_gpt.quantize import dequantized, for_decoding, quantized
 from lit_gpt.scoring import score
 from lit_gpt.train import loss_sum

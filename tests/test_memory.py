@@ -10,9 +10,10 @@ from test_finetune import FLAGS
 from test_packing import FAMILIES
 
 from lit_gpt import GPT, Config
-from lit_gpt.attention import Pack, causal
+from lit_gpt.attention import causal
 from lit_gpt.memory import HEAP, Plan, kept_by_block, needs
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA
+from lit_gpt.packs import Pack
 
 WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
 EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}

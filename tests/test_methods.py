@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.attention import Pack
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA, describe, restore, trainable_state
 from lit_gpt.methods.adapter_v2 import ScaledLinear
 from lit_gpt.methods.lora import LoRALinear
 from lit_gpt.optim import AdamW, build
+from lit_gpt.packs import Pack
 from lit_gpt.settings import UserError
 
 PEFT_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "gate": "gate_proj", "up": "up_proj"}

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt import GPT, Config
-from lit_gpt.attention import Look, Pack, causal
+from lit_gpt.attention import Look, causal
 from lit_gpt.data.batches import Layout, fill_packs, pack, pad
 from lit_gpt.loss import head_loss
 from lit_gpt.methods import LoRA
+from lit_gpt.packs import Pack
 
 SIZES = {"block_size": 64, "padded_vocab_size": 47, "n_layer": 2, "n_head": 4, "n_embd": 32, "intermediate_size": 40}
 LLAMA = {**SIZES, "norm": "rms", "mlp": "gated", "activation": "silu"}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_packing import FAMILIES, model_for
 
-from lit_gpt.attention import Trunk
 from lit_gpt.model import GPT
+from lit_gpt.packs import Trunk
 from lit_gpt.scoring import Score, Scored, plant, score
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.attention import Pack
 from lit_gpt.data.encode import shortened
+from lit_gpt.packs import Pack
 
 if TYPE_CHECKING:
     from lit_gpt.data.dataset import TokenDataset
