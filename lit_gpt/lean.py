@@ -1,6 +1,7 @@
 """Layers' arithmetic with less kept for the backward pass than autograd keeps by itself; the results are the same."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,39 @@ def own_backward() -> bool:
     (pytorch/pytorch issue 180642).
     """
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class Maker:
+    """Makes a tensor again, once for all that read it in the backward pass."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function, self.readers, self.left = function, 0, 0
+        self.x: Tensor | None = None
+
+    def again(self, inputs: list[Tensor]) -> tuple[Tensor, bool]:
+        """The tensor, and whether this was the last of its readers."""
+        if self.x is None:
+            with torch.enable_grad():  # some functions compute otherwise where no gradient is asked for
+                self.x, self.left = self.function(*(each.detach() for each in inputs)), self.readers
+        x, self.left = self.x, self.left - 1
+        if not self.left:
+            self.x = None
+        return x, not self.left
+
+
+def made(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """function(*inputs), with a note of how it was made.
+
+    A layer that would keep it for its backward pass can keep the inputs instead, if others keep them anyway, and make
+    it again: a norm or an activation takes little time.
+
+    Args:
+        function: gives the same bits each time, and is not to be differentiated there.
+    """
+    x = function(*inputs)
+    if own_backward() and x is not inputs[0]:
+        x.made = Maker(function), inputs
+    return x
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
@@ -41,25 +75,28 @@ class _SiluProduct(torch.autograd.Function):
 def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
     """Adds scale * B A dropout(x) to y, in place.
 
-    Keeps x (which its other readers keep too) and which elements are dropped, not the dropped copy of x.
+    Keeps which elements are dropped, not the dropped copy of x, and of x what it was `made` of.
 
     Args:
         y: (..., out), x: (..., in), A: (r, in), B: (out, r); A and B may be of another type than x.
         dropout: share of x's elements that are zeroed; the others are scaled by 1 / (1 - dropout).
     """
-    return _LowRankAdd.apply(y, x, A, B, scale, dropout)
+    maker, kept = getattr(x, "made", (None, (x,)))
+    if maker is not None:
+        maker.readers += 1
+    return _LowRankAdd.apply(y, x, A, B, scale, dropout, maker, kept)
 
 
 def draw_dropped(x: Tensor, dropout: float) -> Tensor:
     """Which of x's elements are dropped, each with this probability and independently of the others; for `dropped`.
 
-    A mask that is false for them, on a CPU their places (int32) if they are few. If a number of places is drawn from
+    Their places (int32) if they are few, otherwise a mask that is false for them. If a number of places is drawn from
     Poisson's distribution of mean a n, and that many of n are then chosen at random, again and again the same perhaps,
     each stays unchosen with the probability exp(-a), independently: 40,000 draws for 800,000 elements at 5 %.
     """
     if torch.compiler.is_compiling():
         return torch.rand(x.shape, device=x.device) >= dropout
-    if x.is_cuda or dropout > MOST_PLACES:
+    if dropout > MOST_PLACES:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout)
     number = torch.poisson(torch.tensor(-math.log1p(-dropout) * x.numel(), dtype=torch.float64))
     return torch.randint(max(1, x.numel()), (int(number),), dtype=torch.int32, device=x.device)
@@ -69,36 +106,55 @@ MOST_PLACES = 0.2
 """Share of dropped elements up to which their places take less memory than a mask of bytes."""
 
 
-def dropped(x: Tensor, drawn: Tensor | None) -> Tensor:
-    """x with zeros where `draw_dropped` says."""
+def dropped(x: Tensor, drawn: Tensor | None, own: bool = False) -> Tensor:
+    """x with zeros where `draw_dropped` says; `own`: nobody else reads x, so it may be x itself."""
     if drawn is None:
         return x
-    return x * drawn if drawn.dtype == torch.bool else x.flatten().index_fill(0, drawn.long(), 0).view_as(x)
+    if drawn.dtype == torch.bool:
+        return x.mul_(drawn) if own else x * drawn
+    flat = x.flatten() if own else x.clone(memory_format=torch.contiguous_format).view(-1)
+    return flat.index_fill_(0, drawn.long(), 0).view_as(x)
 
 
 class _LowRankAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        dropout: float,
+        maker: Maker | None,
+        kept: tuple[Tensor, ...],
+    ) -> Tensor:
         drawn = draw_dropped(x, dropout) if dropout else None
         scale /= 1 - dropout
         short_A, short_B = A.to(x.dtype), B.to(y.dtype)
         low = F.linear(dropped(x, drawn).flatten(0, -2), short_A)
         y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), short_B.t(), alpha=scale)
-        ctx.save_for_backward(x, drawn, low, short_A, short_B)
-        ctx.scale, ctx.dtypes = scale, (A.dtype, B.dtype)
+        ctx.save_for_backward(drawn, low, short_A, short_B, *kept)
+        ctx.maker, ctx.scale, ctx.dtypes = maker, scale, (A.dtype, B.dtype)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, drawn, low, A, B = ctx.saved_tensors
+        drawn, low, A, B, *kept = ctx.saved_tensors
         type_A, type_B = ctx.dtypes
+        x, own = (*kept, False) if ctx.maker is None else ctx.maker.again(kept)
         dy_2d = dy.flatten(0, -2).to(low.dtype)
-        dB = (dy_2d.t() @ low) * ctx.scale
-        dlow = (dy_2d @ B.to(low.dtype)).mul_(ctx.scale)
-        dx = dropped((dlow @ A.to(low.dtype)).view_as(x), drawn) if ctx.needs_input_grad[1] else None
-        dA = dlow.t() @ dropped(x, drawn).flatten(0, -2).to(low.dtype)
-        return dy, None if dx is None else dx.to(x.dtype), dA.to(type_A), dB.to(type_B), None, None
+        dB = _scaled(dy_2d.t(), low, ctx.scale)
+        dlow = _scaled(dy_2d, B.to(low.dtype), ctx.scale)
+        dx = dropped((dlow @ A.to(low.dtype)).view_as(x), drawn, own=True) if ctx.needs_input_grad[1] else None
+        dA = dlow.t() @ dropped(x, drawn, own).flatten(0, -2).to(low.dtype)
+        return dy, None if dx is None else dx.to(x.dtype), dA.to(type_A), dB.to(type_B), None, None, None, None
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a b, by one kernel."""
+    return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

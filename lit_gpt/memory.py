@@ -22,7 +22,7 @@ from lit_gpt.config import Config
 from lit_gpt.data.batches import ROUND
 from lit_gpt.lean import MOST_PLACES
 from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
-from lit_gpt.methods import Adapter, AdapterV2, Method
+from lit_gpt.methods import Adapter, AdapterV2, LoRA, Method
 from lit_gpt.model import meta_gpt
 from lit_gpt.settings import UserError
 
@@ -123,9 +123,8 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
 
     Args:
         size: bytes of an activation.
-        tiles: whether attention is computed in tiles, on a CPU (`lit_gpt.packs`): neither its output nor sums are
-            kept, and of dropout the places (`lean.draw_dropped`) instead of a mask of a byte for each input.
-        compiled: whether the blocks are (`GPT.compile_blocks`): inputs of trained layers are computed again.
+        tiles: whether attention is computed in tiles, on a CPU (`lit_gpt.packs`): neither its output nor sums are kept.
+        compiled: whether the blocks are (`GPT.compile_blocks`), where dropout keeps a mask.
     """
     C, F, experts = config.n_embd, config.intermediate_size, config.n_expert_per_token if config.n_expert else 1
     queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
@@ -133,8 +132,10 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     widths |= {"mlp.up": (C, F), "mlp.down": (F, C)} | ({"mlp.gate": (C, F)} if config.mlp == "gated" else {})
     adapted = {name: widths[name] for name in method.targets if name in widths}
     scaled, dora = isinstance(method, AdapterV2), getattr(method, "lora_dora", False)
-    reads = set() if scaled or compiled else set(adapted)
-    normed = bool(reads & {"attn.q", "attn.k", "attn.v"})
+    reads = set() if scaled or compiled else set(adapted)  # keep their inputs, unless these are `lean.made`
+    qkv, up = bool(reads & {"attn.q", "attn.k", "attn.v"}), bool(reads & {"mlp.up", "mlp.gate"})
+    remakes = isinstance(method, LoRA) and not dora
+    made = remakes and config.pre_norm and not config.norm_sums
 
     attention = (1 if config.parallel_residual else 2) * C  # inputs of the norms: the residual stream
     attention += 2 * C if config.pre_norm and config.post_norm else 0
@@ -142,28 +143,27 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     attention += (queries + keys if config.qk_norm else 0) + (queries + 2 * keys if config.clip_qkv else 0)
     attention += queries if not tiles or "attn.o" in reads or (compiled and "attn.o" in adapted) else 0  # the output
     attention += queries if isinstance(method, Adapter) else 0  # what the trained tokens give
-    attention += C if normed else 0
+    attention += C if qkv and not made else 0
     gates = (2 if config.activation == "silu" or compiled else 3) if config.mlp == "gated" else 1
     mlp = experts * gates * F  # inputs of the activation, and unless it is silu what it gives
-    mlp += experts * F if "mlp.down" in reads and config.activation != "relu" else 0
+    mlp += experts * F if "mlp.down" in reads and not remakes and config.activation != "relu" else 0
     mlp += 2 * experts * C if config.n_expert else 0  # what they take and give
     shared = set(adapted) if compiled and config.shared_norm else set()  # is handed over from one code to another
-    if (reads | shared) & {"mlp.up", "mlp.gate"} and not (config.shared_norm and normed):
+    if shared & {"mlp.up", "mlp.gate"} or (up and (config.n_expert or not made) and not (config.shared_norm and qkv)):
         mlp += experts * C
     # An input that is not a norm's is kept, too, where the MLP is computed again.
-    bare = config.norm_sums or not config.pre_norm or (config.shared_norm and not normed)
+    bare = config.norm_sums or not config.pre_norm or (config.shared_norm and (made or not qkv))
     totals = {"attn": attention * size, "mlp": mlp * size}
     if not tiles:
         totals["attn"] += 4 * config.n_head  # the softmax's sums
     dropout = getattr(method, "lora_dropout", 0.0)
-    mask = -math.log1p(-dropout) * 4 if tiles and dropout <= MOST_PLACES and not compiled else 1.0 if dropout else 0.0
+    mask = -math.log1p(-dropout) * 4 if dropout <= MOST_PLACES and not compiled else 1.0 if dropout else 0.0
     for name, (wide, out) in adapted.items():
         times = experts if name.startswith("mlp") else 1
         more = mask * wide
         if scaled or dora:
             more += size * (out if scaled else 2 * out + (wide if dropout and not compiled else 0))
-        # The compiler keeps the last mask of all, also where it computes the MLP again.
-        totals["attn" if compiled and name == "mlp.down" else name.partition(".")[0]] += times * more
+        totals[name.partition(".")[0]] += times * more
     return Kept(sum(totals.values()), totals["mlp"] - bare * C * size)
 
 

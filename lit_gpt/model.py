@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.attention import Attend, Look, causal
 from lit_gpt.cache import KVCache
 from lit_gpt.config import Config
-from lit_gpt.lean import rms_norm, rotate, silu_product
+from lit_gpt.lean import made, rms_norm, rotate, silu_product
 from lit_gpt.loss import head_loss
 from lit_gpt.packs import Pack
 from lit_gpt.rope import Rope, rope_tables
@@ -256,7 +256,7 @@ class Block(nn.Module):
 
     def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
-        n_BTC = x_BTC if self.norm_sums else self.norm_1(x_BTC)
+        n_BTC = x_BTC if self.norm_sums else made(self.norm_1, x_BTC)
         return n_BTC, *self.attn.heads(n_BTC, rope)
 
     def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor, recompute_mlp: bool) -> Tensor:
@@ -273,7 +273,7 @@ class Block(nn.Module):
 
     def _normed_mlp(self, x_BTC: Tensor) -> Tensor:
         """With the norm before it, if it has one of its own."""
-        return self.mlp(x_BTC if self.norm_2 is None or self.norm_sums else self.norm_2(x_BTC))
+        return self.mlp(x_BTC if self.norm_2 is None or self.norm_sums else made(self.norm_2, x_BTC))
 
     def _recomputed_mlp(self, x_BTC: Tensor) -> Tensor:
         return checkpoint(self._normed_mlp, x_BTC, use_reentrant=False)
@@ -368,7 +368,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.down(self.act(self.up(x)))
+        x = self.up(x)
+        x = F.relu(x) if self.act is F.relu else made(self.act, x)  # relu's own backward pass keeps its output
+        return self.down(x)
 
 
 class GatedMLP(MLP):
@@ -389,7 +391,10 @@ class GatedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x).chunk(2, -1)
-        return self.down(silu_product(gate, up) if self.act is F.silu else self.act(gate) * up)
+        return self.down(made(silu_product if self.act is F.silu else self._product, gate, up))
+
+    def _product(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.act(gate) * up
 
 
 MLPS = {"plain": MLP, "gated": GatedMLP}

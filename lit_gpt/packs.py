@@ -225,18 +225,19 @@ class _Tiles(torch.autograd.Function):
         q_GRTD, k_GTD, v_GTD, dy_GRTD = _widen(q_1HTD, G), _widen(k_1GTD), _widen(v_1GTD), _widen(dy_1HTD, G)
         dq_1HTD, dk_GTD, dv_GTD = output_like(q_1HTD), torch.zeros_like(k_GTD), torch.zeros_like(v_GTD)
         dq_GRTD = dq_1HTD[0].unflatten(0, (G, -1))
-        for tile in ctx.tiles:
-            prob, keys, values, slope = _probabilities(q_GRTD, k_GTD, v_GTD, tile, look)
-            q, dy = (x[:, :, tile.rows].flatten(1, 2) for x in (q_GRTD, dy_GRTD))
-            dscores = torch.ops.aten._softmax_backward_data(dy @ values.mT, prob, -1, prob.dtype).mul_(look.scale)
-            if slope is not None:
-                dscores.mul_(slope)
-            dq = dq_GRTD[:, :, tile.rows]
-            dq.copy_((dscores @ keys).view(dq.shape))
-            sizes = [part.stop - part.start for part in tile.keys]
-            for total, found in ((dk_GTD, dscores.mT @ q), (dv_GTD, prob.mT @ dy)):
-                for part, gradient in zip(tile.keys, found.split(sizes, 1), strict=True):
-                    total[:, part] += gradient
+        with torch.autocast(q_1HTD.device.type, enabled=False):
+            for tile in ctx.tiles:
+                prob, keys, values, slope = _probabilities(q_GRTD, k_GTD, v_GTD, tile, look)
+                q, dy = (x[:, :, tile.rows].flatten(1, 2) for x in (q_GRTD, dy_GRTD))
+                dscores = torch.ops.aten._softmax_backward_data(dy @ values.mT, prob, -1, prob.dtype).mul_(look.scale)
+                if slope is not None:
+                    dscores.mul_(slope)
+                dq = dq_GRTD[:, :, tile.rows]
+                dq.copy_((dscores @ keys).view(dq.shape))
+                sizes = [part.stop - part.start for part in tile.keys]
+                for total, found in ((dk_GTD, dscores.mT @ q), (dv_GTD, prob.mT @ dy)):
+                    for part, gradient in zip(tile.keys, found.split(sizes, 1), strict=True):
+                        total[:, part] += gradient
         dk_1GTD, dv_1GTD = output_like(k_1GTD).copy_(dk_GTD), output_like(v_1GTD).copy_(dv_GTD)
         return dq_1HTD, dk_1GTD, dv_1GTD, None, None
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import draw_dropped, dropped, low_rank_add, rms_norm, rotate, silu_product
+from lit_gpt.lean import draw_dropped, dropped, low_rank_add, made, rms_norm, rotate, silu_product
 from lit_gpt.methods import LoRA
 
 
@@ -120,6 +120,28 @@ def test_dropout_drops_its_share_in_training_only() -> None:
     assert float((y == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
 
 
+def test_what_was_made_is_made_again_once_for_all_its_readers() -> None:
+    """Values and gradients are those of the plain sum; neither it nor what it was made of is held any longer."""
+    calls = []
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return x * x
+
+    x, weights = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 3, dtype=torch.float64)
+    pairs = [[torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 4), (3, 2))] for _ in range(3)]
+    n = made(square, x)
+    maker = n.made[0]
+    y = sum(low_rank_add(torch.zeros(5, 3, dtype=torch.float64), n, A, B, 2.0) for A, B in pairs)
+    leaves = [x, *(leaf for pair in pairs for leaf in pair)]
+    expected = torch.autograd.grad((sum(2.0 * x * x @ A.T @ B.T for A, B in pairs) * weights).sum(), leaves)
+    for times in (2, 3):  # a second backward pass makes it once more
+        found = torch.autograd.grad((y * weights).sum(), leaves, retain_graph=True)
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
+        assert len(calls) == times
+        assert maker.x is None
+
+
 def saved_bytes_per_token(config: Config, tokens: int, **lora: object) -> float:
     """Bytes that autograd keeps for the backward pass of one block and one token, parameters left out."""
     model = GPT(config).to(torch.bfloat16)
@@ -144,8 +166,8 @@ def saved_bytes_per_token(config: Config, tokens: int, **lora: object) -> float:
     return (totals[1] - totals[0]) / 2 / tokens
 
 
-@pytest.mark.parametrize(("dropout", "limit"), [(0.0, 102_000), (0.05, 110_000)])
-def test_a_block_of_llama_7b_keeps_at_most_110_kb_per_token(dropout: float, limit: int) -> None:
+@pytest.mark.parametrize(("dropout", "limit"), [(0.0, 94_000), (0.05, 96_000)])
+def test_a_block_of_llama_7b_keeps_at_most_96_kb_per_token(dropout: float, limit: int) -> None:
     """At width 4096 in bfloat16 with LoRA on query and value; plain autograd would keep 122 to 146 KB."""
     sizes = {"block_size": 256, "padded_vocab_size": 8, "n_layer": 3, "n_head": 4, "n_embd": 512}
     llama = Config("llama", **sizes, intermediate_size=1376, norm="rms", mlp="gated", activation="silu")

@@ -15,7 +15,7 @@ from lit_gpt.memory import HEAP, Plan, kept_by_block, needs
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA
 from lit_gpt.packs import Pack
 
-WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 64}
+WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 512}
 EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}
 
 
@@ -26,7 +26,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compil
     if compiled:
         model.compile_blocks()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    totals, tokens = [], 48
+    totals, tokens = [], 384
     for layers in (1, 3):
         kept: dict[int, torch.UntypedStorage] = {}
 
@@ -50,9 +50,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compil
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
 @pytest.mark.parametrize("tiles", [False, True], ids=["kernel", "tiles"])
-def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict, tiles: bool, monkeypatch) -> None:
-    if not tiles:  # as on a GPU, where a mask keeps its bytes
-        monkeypatch.setattr("lit_gpt.lean.draw_dropped", lambda x, dropout: torch.rand(x.shape) >= dropout)
+def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict, tiles: bool) -> None:
     config = Config("llama", **{**FAMILIES[family], **WIDE})
     method = LoRA(lora_r=1, lora_dropout=dropout, **more)
     counted = kept_by_block(config, method, 2, tiles)
@@ -105,11 +103,11 @@ def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
     whole = Plan(needed, 24e9 * 0.94, [2048], low_memory=False)
     assert whole.fits
     assert whole.recompute(2048) == 0
-    tight = Plan(needed, 18e9, [2048], low_memory=False)
+    tight = Plan(needed, 17e9, [2048], low_memory=False)
     assert tight.fits
     assert 32 < tight.recompute(2048) < needed.everything == 63
-    kept = int(needed.most_tokens(18e9, 0))
-    both = Plan(needed, 18e9, [2048, kept], low_memory=False)
+    kept = int(needed.most_tokens(17e9, 0))
+    both = Plan(needed, 17e9, [2048, kept], low_memory=False)
     assert (both.recompute(kept), both.recompute(kept + 1)) == (0, 1)
     assert both.peak == needed.peak(kept, 0) > tight.peak
     assert Plan(needed, 24e9, [2048], low_memory=True).peak < 14.7e9

@@ -123,13 +123,24 @@ def test_packed_gradients_equal_those_of_single_samples(family: str, templates: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
-def test_what_is_computed_again_is_the_same_to_the_bit(family: str, dropout: float) -> None:
-    data, model = Samples(TEMPLATES["two"], 13), model_for(family).float()
-    LoRA(lora_dropout=dropout, lora_mlp=True).attach(model.train())
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "mixed"])
+def test_what_is_computed_again_is_the_same_to_the_bit(
+    family: str, dropout: float, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks, MLPs, and inputs of adapters that are made again; at last with nothing made again."""
+    data, model = (
+        Samples(TEMPLATES["two"], 13),
+        model_for(family).to(torch.bfloat16 if kind == "bfloat16" else torch.float32),
+    )
+    LoRA(lora_dropout=dropout, lora_mlp=True, lora_projection=True).attach(model.train())
     found = []
-    for recompute in (0, 1, 2, 3, 4):
+    for recompute in (0, 1, 2, 3, 4, None):
+        if recompute is None:
+            monkeypatch.setattr("lit_gpt.model.made", lambda function, *inputs: function(*inputs))
         torch.manual_seed(1)
-        found.append(gradients(model, Layout(pack_length=64, recompute=lambda _, n=recompute: n), data))
+        layout = Layout(pack_length=64, recompute=lambda _, n=recompute: n or 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "mixed"):
+            found.append(gradients(model, layout, data))
     for loss, grads in found[1:]:
         assert loss == found[0][0]
         assert all(torch.equal(grads[name], expected) for name, expected in found[0][1].items())
