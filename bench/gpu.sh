@@ -71,14 +71,14 @@ run() {
     mkdir -p "$out"
     for name in "$@"; do
         case $name in
-            full) part full 150 --systems ours --steps "${FULL_STEPS:-157}" ;;
-            compare) part compare 190 --steps "${STEPS:-3}" --skip 1 \
-                --systems ours,ours-low_memory,ours-nf4-dq,peft,litgpt,ours-compile,ours-unshared ;;
-            curves) part curves 100 --steps "${STEPS:-3}" --skip 1 --lora_dropout 0 \
+            full) part full 130 --systems ours --steps "${FULL_STEPS:-157}" ;;
+            compare) part compare 230 --steps "${STEPS:-3}" --skip 1 --systems \
+                ours,ours-17.5,ours-low_memory,ours-nf4-dq,ours-compile,ours-compile-17.5,peft,litgpt,ours-unshared ;;
+            curves) part curves 90 --steps "${STEPS:-3}" --skip 1 --lora_dropout 0 \
                 --systems ours,ours-padded,ours-low_memory,ours-compile ;;
-            tests) timeout -s INT 80 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 |
+            tests) timeout -s INT 75 "$python" -m pytest -p no:cacheprovider tests/test_gpu.py 2>&1 |
                 tee "$out/gpu-tests.txt" || true ;;
-            decode) decode 80 ;;
+            decode) decode 75 ;;
         esac
     done
 }

@@ -38,7 +38,9 @@ OURS = {
     "ours-unshared": ("this project, prefix not shared", ["--share_prefix", "false"]),
     "ours-padded": ("this project, padded", ["--pack_length", "0"]),
     "ours-low_memory": ("this project, low memory", ["--low_memory", "true"]),
+    "ours-17.5": ("this project, within 17.5 GB", ["--memory_gb", "18.6"]),
     "ours-compile": ("this project, compiled", ["--compile", "true"]),
+    "ours-compile-17.5": ("this project, compiled, within 17.5 GB", ["--compile", "true", "--memory_gb", "18.6"]),
     "ours-nf4-dq": ("this project, nf4-dq, low memory", ["--quantize", "bnb.nf4-dq", "--low_memory", "true"]),
 }
 """Name -> what the table calls it, and its flags."""

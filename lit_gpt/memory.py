@@ -43,6 +43,9 @@ PRODUCTS = 0.1e9
 ENOUGH = 768
 """Tokens of a pack from which on what is computed takes longer than starting it (bench/NOTES.md)."""
 
+ENOUGH_FAST = 2048
+"""The same on a card that computes as fast as an H100."""
+
 
 @dataclass
 class Needs:
@@ -281,15 +284,21 @@ class Plan:
         ]
 
 
-def fitting_pack(n: Needs, budget: float, low_memory: bool, pack_length: int) -> int:
+def fitting_pack(n: Needs, budget: float, low_memory: bool, pack_length: int, enough: int = ENOUGH) -> int:
     """Tokens of a pack that fits into `budget` bytes, at most `pack_length`.
 
-    Packs become shorter down to `ENOUGH` tokens before anything is recomputed, and below that when everything is.
+    Packs become shorter down to `enough` tokens before anything is recomputed, and below that when everything is.
     """
     most = n.most_tokens(budget, n.everything)
     if not low_memory:
-        most = max(n.most_tokens(budget, 0), min(ENOUGH, most))
+        most = max(n.most_tokens(budget, 0), min(enough, most))
     return max(ROUND, int(most) // ROUND * ROUND) if 0 < most < pack_length else pack_length
+
+
+def enough_tokens(device: torch.device) -> int:
+    """`ENOUGH` or `ENOUGH_FAST`: Hopper and Blackwell for data centres are fast, other cards are not."""
+    fast = device.type == "cuda" and (9, 0) <= torch.cuda.get_device_capability(device) < (12, 0)
+    return ENOUGH_FAST if fast else ENOUGH
 
 
 @contextlib.contextmanager

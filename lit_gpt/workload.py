@@ -9,7 +9,7 @@ import torch
 from lit_gpt.config import Config
 from lit_gpt.data.batches import CPU_ROUND, ROUND, Batch, Batches, Layout, share_out
 from lit_gpt.data.dataset import TokenDataset
-from lit_gpt.memory import HEAP, Needs, Plan, fitting_pack, needs, return_large_blocks
+from lit_gpt.memory import HEAP, Needs, Plan, enough_tokens, fitting_pack, needs, return_large_blocks
 from lit_gpt.methods import Method
 from lit_gpt.quantize import bitsandbytes
 from lit_gpt.ranks import Ranks
@@ -146,7 +146,7 @@ class Workload:
         if self.ranks.world > 1:
             needed = self._spread(needed, budget)
         asked = self.layout.pack_length
-        self.layout.pack_length = fitting_pack(needed, budget, s.low_memory, asked)
+        self.layout.pack_length = fitting_pack(needed, budget, s.low_memory, asked, enough_tokens(device))
         if self.layout.pack_length != asked:
             print(f"packs of {self.layout.pack_length:,} tokens, as much as fits")
         if self.layout.fixed:

@@ -11,7 +11,7 @@ from test_packing import FAMILIES
 
 from lit_gpt import GPT, Config
 from lit_gpt.attention import causal
-from lit_gpt.memory import HEAP, Plan, kept_by_block, needs
+from lit_gpt.memory import HEAP, Plan, enough_tokens, fitting_pack, kept_by_block, needs
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA
 from lit_gpt.packs import Pack
 
@@ -152,6 +152,22 @@ def test_packs_become_shorter_before_anything_is_recomputed(
         assert how in shown
         assert ("blocks kept" in shown) == (tokens == 1000)
         assert ("recomputed" in shown) == (tokens == 600)
+
+
+@pytest.mark.parametrize(
+    ("capability", "enough"), [((8, 0), 768), ((8, 9), 768), ((9, 0), 2048), ((10, 0), 2048), ((12, 0), 768)]
+)
+def test_a_fast_card_recomputes_where_others_get_shorter_packs(
+    capability: tuple[int, int], enough: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert enough_tokens(torch.device("cuda")) == enough
+    assert enough_tokens(torch.device("cpu")) == 768
+    needed = needs(Config.from_name("open_llama_7b"), LoRA(), torch.bfloat16, None)
+    tokens = fitting_pack(needed, 17.5e9, False, 2048, enough)
+    plan = Plan(needed, 17.5e9, [tokens], low_memory=False)
+    assert plan.fits
+    assert (tokens == 2048) == (0 < plan.recompute(tokens) <= 32) == (enough == 2048)
 
 
 def test_tight_memory_recomputes_and_shortens_packs_and_computes_the_same(
