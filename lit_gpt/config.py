@@ -189,6 +189,8 @@ class Config:
         for name, value in [*numbers.items(), *scaling.items(), *listed]:
             if type(value) not in (int, float) or not 0 < value < MOST:
                 raise UserError(f"{name} must be a positive number, got {value!r:.80}")
+        if self.norm_eps >= 1:
+            raise UserError(f"norm_eps must be below 1, got {self.norm_eps!r:.80}")
         rotated = int(self.head_size * self.rope_percentage)
         if rotated + rotated % 2 > self.head_size:  # channels are rotated in pairs
             raise UserError(
@@ -215,6 +217,8 @@ class Config:
             raise UserError(f"{place}: no model_type; is this the config.json of a language model?")
         with _errors_of(place):
             module = family(hf["model_type"])
+            if quoted := [key for key, value in hf.items() if value in ("true", "false")]:
+                raise UserError(f"{quoted[0]} is the text '{hf[quoted[0]]}': write it without quotation marks")
             if hf.get("quantization_config"):
                 raise UserError("quantization_config: these weights are quantised already; download the original model")
             return cls(family=module.__name__.rpartition(".")[2], **module.fields(hf))

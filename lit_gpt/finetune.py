@@ -206,6 +206,8 @@ def finetune(settings: Finetune, method: Method) -> None:
 def take_part(settings: Finetune, method: Method) -> None:
     """What each process of a run does."""
     # torch and lightning come now: --help does not wait for them
+    import torch
+
     from lit_gpt.checkpoint import DTYPES, begin_with, default_device, load_gpt
     from lit_gpt.config import Config
     from lit_gpt.data.dataset import TokenDataset, check_tokenizer
@@ -229,6 +231,8 @@ def take_part(settings: Finetune, method: Method) -> None:
     work = Workload(settings, splits, config, ranks)
     fabric = fabric or launch(settings, ranks)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
+    if fabric.device.type == "cpu":
+        print(f"training on the CPU, {torch.get_num_threads()} threads: PyTorch sees no GPU")
     dtype = DTYPES[settings.precision]
     work.fit(method, dtype, fabric.device)
     if settings.dry_run:

@@ -118,7 +118,7 @@ def start(count: int) -> None:
     killed = [rank for rank, code in enumerate(codes) if code < 0 and rank not in ended]
     if killed:
         name = signal.Signals(-codes[killed[0]]).name
-        raise Stopped(f"error: process {killed[0]} of 0 to {count - 1} was killed by {name}; {AGAIN}", 1)
+        raise Stopped(f"error: process {killed[0]} (of {count}, counted from 0) was killed by {name}; {AGAIN}", 1)
     if any(codes):
         raise Stopped("", max(max(codes), 1))
 

@@ -49,6 +49,8 @@ class Workload:
             raise UserError(f"--max_seq_length {max_length}: this model has {config.block_size} positions only")
         if s.compile and config.n_expert:
             raise UserError("--compile does not work with a mixture of experts, whose shapes change; leave it out")
+        if s.compile and config.n_layer == 1:
+            raise UserError("--compile leaves the first block as it is, and this model has no other; leave it out")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
         shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
         multiple = ROUND if torch.cuda.is_available() else CPU_ROUND

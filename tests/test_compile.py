@@ -21,6 +21,7 @@ from lit_gpt.decode import complete
 from lit_gpt.finetune import Finetune
 from lit_gpt.methods import LoRA
 from lit_gpt.methods.lora import traceable_add
+from lit_gpt.settings import UserError
 from lit_gpt.train import loss_sum, train, validate
 from lit_gpt.workload import Workload
 
@@ -169,15 +170,6 @@ def kept_bytes(model: GPT, recompute: int = 0) -> int:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_compiled_blocks_keep_no_more_than_plain_ones(family: str, traced_only: None) -> None:
-    model = model_for(family, lora_r=1)
-    plain = kept_bytes(model)
-    model.compile_blocks()
-    assert plain / 2 < kept_bytes(model) < plain
-    assert_compiled_once()
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_compiled_mlps_can_be_computed_again(family: str, dropout: float, traced_only: None) -> None:
     model = model_for(family, lora_mlp=True, lora_dropout=dropout)
@@ -281,3 +273,14 @@ def test_what_cannot_be_compiled(
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", tmp_path, *FLAGS, "--compile", "true"]
     assert command("finetune lora", *flags, *changes) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"n_layer": 1}, "leaves the first block"), ({"n_expert": 4, "n_expert_per_token": 2}, "a mixture of experts")],
+)
+def test_models_that_cannot_be_compiled(changes: dict, message: str, data: Path) -> None:
+    settings = Finetune(checkpoint_dir=Path("nowhere"), data_dir=data, compile=True, pack_length=640)
+    splits = {split: TokenDataset(data, split) for split in ("train", "test")}
+    with pytest.raises(UserError, match=message):
+        Workload(settings, splits, Config("llama", **{**FAMILIES["llama"], **changes}))

@@ -285,7 +285,7 @@ def test_one_command_starts_all_processes_and_says_which_was_killed(flags: list,
     os.kill(children(run)[1], signal.SIGKILL)
     printed, error = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert error == f"error: process 1 of 0 to 1 was killed by SIGKILL; {AGAIN}\n"
+    assert error == f"error: process 1 (of 2, counted from 0) was killed by SIGKILL; {AGAIN}\n"
     assert printed.count("Number of trainable parameters") == 1
 
 

@@ -423,6 +423,8 @@ REFUSED = [
     ({**LLAMA, "rope_scaling": {**YARN, "type": "su"}}, "key 'short_factor' is missing"),
     ({**LLAMA, "rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
     ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported in a llama model"),
+    ({**LLAMA, "attention_bias": "false"}, "attention_bias is the text 'false': write it without quotation marks"),
+    ({**LLAMA, "rms_norm_eps": 10**30}, "norm_eps must be below 1, got 1"),
     ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantised already; download the original"),
     ({**LLAMA, "num_attention_heads": 5}, "n_embd 48 is not a multiple of n_head 5"),
     ({**LLAMA, "num_key_value_heads": 3}, "n_head 4 is not a multiple of n_query_groups 3"),
