@@ -98,8 +98,10 @@ def draw_dropped(x: Tensor, dropout: float) -> Tensor:
         return torch.rand(x.shape, device=x.device) >= dropout
     if dropout > MOST_PLACES:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout)
-    number = torch.poisson(torch.tensor(-math.log1p(-dropout) * x.numel(), dtype=torch.float64))
-    return torch.randint(max(1, x.numel()), (int(number),), dtype=torch.int32, device=x.device)
+    number = int(torch.poisson(torch.tensor(-math.log1p(-dropout) * x.numel(), dtype=torch.float64)))
+    step = 1 << max(0, number.bit_length() - 6)
+    room = -(-number // step) * step  # tensors of few sizes: a freed one fits the next
+    return torch.randint(max(1, x.numel()), (room,), dtype=torch.int32, device=x.device)[:number]
 
 
 MOST_PLACES = 0.2
@@ -131,25 +133,23 @@ class _LowRankAdd(torch.autograd.Function):
     ) -> Tensor:
         drawn = draw_dropped(x, dropout) if dropout else None
         scale /= 1 - dropout
-        short_A, short_B = A.to(x.dtype), B.to(y.dtype)
-        low = F.linear(dropped(x, drawn).flatten(0, -2), short_A)
-        y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), short_B.t(), alpha=scale)
-        ctx.save_for_backward(drawn, low, short_A, short_B, *kept)
-        ctx.maker, ctx.scale, ctx.dtypes = maker, scale, (A.dtype, B.dtype)
+        low = F.linear(dropped(x, drawn).flatten(0, -2), A.to(x.dtype))
+        y.view(-1, y.size(-1)).addmm_(low.to(y.dtype), B.to(y.dtype).t(), alpha=scale)
+        ctx.save_for_backward(drawn, low, A, B, *kept)
+        ctx.maker, ctx.scale = maker, scale
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         drawn, low, A, B, *kept = ctx.saved_tensors
-        type_A, type_B = ctx.dtypes
         x, own = (*kept, False) if ctx.maker is None else ctx.maker.again(kept)
         dy_2d = dy.flatten(0, -2).to(low.dtype)
         dB = _scaled(dy_2d.t(), low, ctx.scale)
         dlow = _scaled(dy_2d, B.to(low.dtype), ctx.scale)
         dx = dropped((dlow @ A.to(low.dtype)).view_as(x), drawn, own=True) if ctx.needs_input_grad[1] else None
         dA = dlow.t() @ dropped(x, drawn, own).flatten(0, -2).to(low.dtype)
-        return dy, None if dx is None else dx.to(x.dtype), dA.to(type_A), dB.to(type_B), None, None, None, None
+        return dy, None if dx is None else dx.to(x.dtype), dA.to(A.dtype), dB.to(B.dtype), None, None, None, None
 
 
 def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -21,6 +21,7 @@ from lit_gpt.checkpoint import read_finetuned
 from lit_gpt.data.batches import Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.decode import Sampling, complete
+from lit_gpt.lean import draw_dropped, dropped
 from lit_gpt.methods import METHODS
 from lit_gpt.packs import Pack, _Tiles
 from lit_gpt.quantize import dequantized, for_decoding, quantized
@@ -109,6 +110,13 @@ def test_a_step_never_waits_for_the_device(wide: Path, data: Path, quantize: str
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("dropout", [0.05, 0.5])
+def test_dropout_drops_its_share(dropout: float) -> None:
+    x = torch.ones(250_000, 8, device=CUDA, dtype=torch.bfloat16)
+    share = (dropped(x, draw_dropped(x, dropout)) == 0).float().mean()
+    assert float(share) == pytest.approx(dropout, rel=0.01)
 
 
 @pytest.mark.parametrize("quantize", ["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8-training"])

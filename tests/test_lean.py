@@ -63,7 +63,7 @@ def test_rotate(rotated: int) -> None:
     assert torch.allclose(ours, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.4])
 def test_low_rank_add(dropout: float) -> None:
     torch.manual_seed(0)
     x, A, B = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 7), (3, 7), (6, 3)))
