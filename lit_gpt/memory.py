@@ -159,11 +159,11 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     totals = {"attn": attention * size, "mlp": mlp * size}
     if not tiles:
         totals["attn"] += 4 * config.n_head  # the softmax's sums
-    dropout = getattr(method, "lora_dropout", 0.0)
+    dropout, rank = getattr(method, "lora_dropout", 0.0), getattr(method, "lora_r", 0)
     mask = -math.log1p(-dropout) * 4 if dropout <= MOST_PLACES and not compiled else 1.0 if dropout else 0.0
     for name, (wide, out) in adapted.items():
         times = experts if name.startswith("mlp") else 1
-        more = mask * wide
+        more = mask * wide + size * rank
         if scaled or dora:
             more += size * (out if scaled else 2 * out + (wide if dropout and not compiled else 0))
         totals[name.partition(".")[0]] += times * more

@@ -52,7 +52,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compil
 @pytest.mark.parametrize("tiles", [False, True], ids=["kernel", "tiles"])
 def test_what_is_counted_is_what_is_kept(family: str, dropout: float, more: dict, tiles: bool) -> None:
     config = Config("llama", **{**FAMILIES[family], **WIDE})
-    method = LoRA(lora_r=1, lora_dropout=dropout, **more)
+    method = LoRA(lora_r=16, lora_dropout=dropout, **more)
     counted = kept_by_block(config, method, 2, tiles)
     assert counted.block == pytest.approx(kept_per_token(config, method, tiles, mlps=False), rel=0.05)
     assert counted.block - counted.mlp == pytest.approx(kept_per_token(config, method, tiles, mlps=True), rel=0.05)
@@ -64,8 +64,8 @@ MORE = {
     "mixture": {"n_expert": 4, "n_expert_per_token": 2},
 }
 METHODS = {
-    "lora": LoRA(lora_r=1, **EVERYTHING),
-    "dora": LoRA(lora_r=1, lora_dora=True),
+    "lora": LoRA(lora_r=16, **EVERYTHING),
+    "dora": LoRA(lora_r=16, lora_dora=True),
     "full": Full(),
     "adapter": Adapter(adapter_prompt_length=1, adapter_start_layer=0),
     "adapter_v2": AdapterV2(adapter_prompt_length=1, adapter_start_layer=0),
@@ -88,7 +88,7 @@ def test_what_is_counted_of_compiled_blocks_is_what_they_keep(
     family: str, dropout: float, more: dict, traced_only: None
 ) -> None:
     config = Config("llama", **{**FAMILIES[family], **WIDE})
-    method = LoRA(lora_r=1, lora_dropout=dropout, **more)
+    method = LoRA(lora_r=16, lora_dropout=dropout, **more)
     counted = kept_by_block(config, method, 2, True, compiled=True)
     for mlps, expected in ((False, counted.block), (True, counted.block - counted.mlp)):
         torch._dynamo.reset()
