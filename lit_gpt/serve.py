@@ -1,4 +1,4 @@
-"""The server of the NeurIPS 2023 LLM Efficiency Challenge: settings, start and end. `lit_gpt.api` has the interface."""
+"""The server of the NeurIPS 2023 LLM Efficiency Challenge: settings, start and end; see `lit_gpt.api` and `app`."""
 
 import os
 import socket
@@ -65,7 +65,8 @@ def serve(settings: Serve) -> None:
     try:
         import uvicorn
 
-        from lit_gpt.api import Connection, Service, build_app
+        from lit_gpt.api import Service
+        from lit_gpt.app import Connection, build_app
     except ImportError as error:
         raise UserError(f'serving needs {error.name}; pip install -e ".[serve]"') from error
     from lit_gpt.batching import Engine

@@ -22,7 +22,7 @@ FLOORS = [
     {"alike", "speculative", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
     {"batching", "workload", "resume"},
     {"api"},
-    {"compiling"},
+    {"app", "compiling"},
     {"run", "rehearsal"},
     {
         "generate",

@@ -19,8 +19,9 @@ import torch
 import uvicorn
 from conftest import command, train_byte_level
 
-from lit_gpt import api
-from lit_gpt.api import Service, Tokenize, Writer, build_app, is_choice
+from lit_gpt import api, app
+from lit_gpt.api import Service, Tokenize, Writer, is_choice
+from lit_gpt.app import build_app
 from lit_gpt.batching import Engine, Token
 from lit_gpt.checkpoint import load_gpt
 from lit_gpt.decode import complete
@@ -74,8 +75,8 @@ class Running:
     def __init__(self, folder: Path, timeout: float = 60, queue: int = 100, rows: int = 5, **options: object) -> None:
         self.engine = Engine(load_gpt(folder, torch.float32), rows, 128, queue, piece=16)
         self.service = Service(self.engine, folder, **options)
-        app = build_app(self.service, timeout, {"model": "tiny"})
-        self.server = uvicorn.Server(uvicorn.Config(app, http=api.Connection, port=0, log_level="critical"))
+        built = build_app(self.service, timeout, {"model": "tiny"})
+        self.server = uvicorn.Server(uvicorn.Config(built, http=app.Connection, port=0, log_level="critical"))
 
     def __enter__(self) -> Client:
         self.thread = threading.Thread(target=self.server.run)
@@ -218,7 +219,7 @@ BAD = [
     ({"prompt": "x", "num_samples": 10**9}, 422, "num_samples"),
     ({"prompt": "x", "stop_sequences": [1]}, 422, "stop_sequences.0"),
     ({"prompt": "x", "stop_sequences": ["x"] * (api.MOST_STOPS + 1)}, 422, "stop_sequences"),
-    ({"prompt": "x" * api.BODY}, 413, "bytes"),
+    ({"prompt": "x" * app.BODY}, 413, "bytes"),
     (
         {"prompt": "x", "num_samples": 64, "max_new_tokens": 100, "top_k_per_token": 100},
         422,
@@ -249,7 +250,7 @@ def _post(port: int, body: bytes, length: int) -> socket.socket:
 
 
 def test_a_body_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "ARRIVES", 0.2)
+    monkeypatch.setattr(app, "ARRIVES", 0.2)
     with _post(ask.port, b"{", 99) as slow:
         assert b"has not come within 0.2 seconds" in b"".join(iter(lambda: slow.recv(9999), b""))
 
@@ -266,7 +267,7 @@ def test_the_end_does_not_wait_for_a_body(checkpoint: Path) -> None:
 
 def test_a_head_that_does_not_come(ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing, a part, and a part of a second request are given up; who waits for a text is not."""
-    monkeypatch.setattr(api, "ARRIVES", 0.3)
+    monkeypatch.setattr(app, "ARRIVES", 0.3)
     whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     for sent in (b"", whole[:9], whole + whole[:9]):
         with socket.create_connection(("127.0.0.1", ask.port), timeout=60) as slow:
