@@ -18,13 +18,14 @@ import torch
 from conftest import command, make_checkpoint
 
 from lit_gpt import GPT, Tokenizer, load_gpt
-from lit_gpt.chat import COMMANDS, Talk, obey
+from lit_gpt.chat import COMMANDS, obey
 from lit_gpt.checkpoint import base_identity, save_finetuned, style_of
 from lit_gpt.decode import Sampling, complete
 from lit_gpt.files import read_json, write_json
 from lit_gpt.methods import LoRA
 from lit_gpt.prompts import Turn, get_style
 from lit_gpt.settings import UserError
+from lit_gpt.talk import Talk
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ("What does the cat see?", "Why does the red dog like the sea?\n\nSay it.", "And the sun?")

@@ -20,7 +20,7 @@ FLOORS = [
     {"peft_files", "litgpt_files"},
     {"checkpoint", "convert", "data", "decode", "streaming", "scoring"},
     {"alike", "speculative", "memory", "optim", "parts", "train", "runlog", "record", "stopping"},
-    {"batching", "workload", "resume"},
+    {"batching", "talk", "workload", "resume"},
     {"api"},
     {"app", "compiling"},
     {"run", "rehearsal"},
