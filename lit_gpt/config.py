@@ -217,8 +217,8 @@ class Config:
             raise UserError(f"{place}: no model_type; is this the config.json of a language model?")
         with _errors_of(place):
             module = family(hf["model_type"])
-            if quoted := [key for key, value in hf.items() if value in ("true", "false")]:
-                raise UserError(f"{quoted[0]} is the text '{hf[quoted[0]]}': write it without quotation marks")
+            if quoted := next(_quoted(hf), None):
+                raise UserError(f"{quoted} is a text: write false without quotation marks")
             if hf.get("quantization_config"):
                 raise UserError("quantization_config: these weights are quantised already; download the original model")
             return cls(family=module.__name__.rpartition(".")[2], **module.fields(hf))
@@ -285,6 +285,15 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for `lit_config.json`."""
         return dataclasses.asdict(self)
+
+
+def _quoted(hf: dict[str, Any]) -> Iterator[str]:
+    """The keys, in inner sections too, with a "false" in quotation marks, which would count as true."""
+    for key, value in hf.items():
+        if isinstance(value, dict):
+            yield from _quoted(value)
+        elif isinstance(value, str) and value.strip().lower() == "false":
+            yield key
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def own_backward() -> bool:
@@ -25,29 +26,30 @@ class Maker:
         self.function, self.readers, self.left = function, 0, 0
         self.x: Tensor | None = None
 
-    def again(self, inputs: list[Tensor]) -> tuple[Tensor, bool]:
+    def again(self, inputs: list[Tensor | None]) -> tuple[Tensor, bool]:
         """The tensor, and whether this was the last of its readers."""
         if self.x is None:
             with torch.enable_grad():  # some functions compute otherwise where no gradient is asked for
-                self.x, self.left = self.function(*(each.detach() for each in inputs)), self.readers
+                self.x = self.function(*(each if each is None else each.detach() for each in inputs))
+            self.left = self.readers
         x, self.left = self.x, self.left - 1
         if not self.left:
             self.x = None
         return x, not self.left
 
 
-def made(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def made(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """function(*inputs), with a note of how it was made.
 
     A layer that would keep it for its backward pass can keep the inputs instead, if others keep them anyway, and make
     it again: a norm or an activation takes little time.
 
     Args:
-        function: gives the same bits each time, and is not to be differentiated there.
+        function: gives a new tensor, and the same bits each time; all that it depends on is among the inputs.
     """
     x = function(*inputs)
-    if own_backward() and x is not inputs[0]:
-        x.made = Maker(function), inputs
+    if own_backward():
+        x.made = Maker(function), inputs, x._version
     return x
 
 
@@ -81,9 +83,11 @@ def low_rank_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropo
         y: (..., out), x: (..., in), A: (r, in), B: (out, r); A and B may be of another type than x.
         dropout: share of x's elements that are zeroed; the others are scaled by 1 / (1 - dropout).
     """
-    maker, kept = getattr(x, "made", (None, (x,)))
-    if maker is not None:
+    maker, kept, version = getattr(x, "made", (None, (x,), 0))
+    if maker is not None and x._version == version:
         maker.readers += 1
+    else:  # nobody said how it was made, or it was changed since
+        maker, kept = None, (x,)
     return _LowRankAdd.apply(y, x, A, B, scale, dropout, maker, kept)
 
 
@@ -141,9 +145,12 @@ class _LowRankAdd(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         drawn, low, A, B, *kept = ctx.saved_tensors
         x, own = (*kept, False) if ctx.maker is None else ctx.maker.again(kept)
+        if drawn is not None and drawn.dtype != torch.bool:
+            drawn = drawn.long()  # for both of its uses
         dy_2d = dy.flatten(0, -2).to(low.dtype)
         dB = _scaled(dy_2d.t(), low, ctx.scale)
         dlow = _scaled(dy_2d, B.to(low.dtype), ctx.scale)

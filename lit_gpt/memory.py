@@ -138,7 +138,7 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     reads = set() if scaled or compiled else set(adapted)  # keep their inputs, unless these are `lean.made`
     qkv, up = bool(reads & {"attn.q", "attn.k", "attn.v"}), bool(reads & {"mlp.up", "mlp.gate"})
     remakes = isinstance(method, LoRA) and not dora
-    made = remakes and config.pre_norm and not config.norm_sums
+    made = remakes and (config.pre_norm or config.norm_sums)  # OLMo 2 reads sums
 
     attention = (1 if config.parallel_residual else 2) * C  # inputs of the norms: the residual stream
     attention += 2 * C if config.pre_norm and config.post_norm else 0

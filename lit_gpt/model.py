@@ -5,6 +5,7 @@ D channels of a head, V vocabulary, N chosen positions. A name like `q_BHTD` say
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
+REMADE = {act for name, act in ACTIVATIONS.items() if name != "relu"}
+"""What these give need not be kept (`lean.made`); relu's own backward pass keeps it, and others may depend on more."""
 
 
 class GPT(nn.Module):
@@ -256,7 +259,7 @@ class Block(nn.Module):
 
     def before(self, x_BTC: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All that is done before tokens look at each other: the normed input, queries, keys and values."""
-        n_BTC = x_BTC if self.norm_sums else made(self.norm_1, x_BTC)
+        n_BTC = x_BTC if self.norm_sums else self.norm_1(x_BTC)
         return n_BTC, *self.attn.heads(n_BTC, rope)
 
     def after(self, x_BTC: Tensor, n_BTC: Tensor, y_BHTD: Tensor, recompute_mlp: bool) -> Tensor:
@@ -273,7 +276,7 @@ class Block(nn.Module):
 
     def _normed_mlp(self, x_BTC: Tensor) -> Tensor:
         """With the norm before it, if it has one of its own."""
-        return self.mlp(x_BTC if self.norm_2 is None or self.norm_sums else made(self.norm_2, x_BTC))
+        return self.mlp(x_BTC if self.norm_2 is None or self.norm_sums else self.norm_2(x_BTC))
 
     def _recomputed_mlp(self, x_BTC: Tensor) -> Tensor:
         return checkpoint(self._normed_mlp, x_BTC, use_reentrant=False)
@@ -368,9 +371,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        x = self.up(x)
-        x = F.relu(x) if self.act is F.relu else made(self.act, x)  # relu's own backward pass keeps its output
-        return self.down(x)
+        return self.down(self._made(self.act, self.up(x)))
+
+    def _made(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        return made(function, *inputs) if self.act in REMADE else function(*inputs)
 
 
 class GatedMLP(MLP):
@@ -391,10 +395,12 @@ class GatedMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         gate, up = (self.gate(x), self.up(x)) if self.gate_up is None else self.gate_up(x).chunk(2, -1)
-        return self.down(made(silu_product if self.act is F.silu else self._product, gate, up))
+        return self.down(self._made(gated(self.act), gate, up))
 
-    def _product(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self.act(gate) * up
+
+def gated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """act(gate) * up, as a function of both."""
+    return silu_product if act is F.silu else lambda gate, up: act(gate) * up
 
 
 MLPS = {"plain": MLP, "gated": GatedMLP}
@@ -427,9 +433,9 @@ def build_norm(config: Config, size: int | None = None) -> nn.Module:
     """The norm that the config names, over `size` channels, by default C."""
     size, eps = size or config.n_embd, config.norm_eps
     if config.norm == "layer":
-        return nn.LayerNorm(size, eps, bias=config.norm_bias)
+        return LayerNorm(size, eps, bias=config.norm_bias)
     if config.norm == "plain":
-        return nn.LayerNorm(size, eps, elementwise_affine=False)
+        return LayerNorm(size, eps, elementwise_affine=False)
     return {"rms": RMSNorm, "rms+1": OnePlusRMSNorm}[config.norm](size, eps=eps)
 
 
@@ -442,12 +448,24 @@ def build_qk_norm(config: Config, size: int) -> nn.Module | None:
     return build_norm(config, size if config.qk_norm == "all" else config.head_size)
 
 
-class RMSNorm(nn.RMSNorm):
-    """As PyTorch's; see `lean.rms_norm`."""
+class LayerNorm(nn.LayerNorm):
+    """As PyTorch's, with a note of how its output was `lean.made`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return rms_norm(x, self.weight, self.eps)
+        return made(partial(_layer_norm, eps=self.eps), x, self.weight, self.bias)
+
+
+def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """As PyTorch's, with such a note; see `lean.rms_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return made(partial(rms_norm, eps=self.eps), x, self.weight)
 
 
 class OnePlusRMSNorm(nn.RMSNorm):
@@ -455,7 +473,8 @@ class OnePlusRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return rms_norm(x, 1 + self.weight.to(torch.promote_types(x.dtype, torch.float32)), self.eps)
+        weight = 1 + self.weight.to(torch.promote_types(x.dtype, torch.float32))
+        return made(partial(rms_norm, eps=self.eps), x, weight)
 
 
 class HeadNorms(nn.ModuleList):

@@ -10,7 +10,7 @@ from lit_gpt.config import Config
 from lit_gpt.data.batches import CPU_ROUND, ROUND, Batch, Batches, Layout, share_out
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.memory import HEAP, Needs, Plan, enough_tokens, fitting_pack, needs, return_large_blocks
-from lit_gpt.methods import Method
+from lit_gpt.methods import Full, Method
 from lit_gpt.quantize import bitsandbytes
 from lit_gpt.ranks import Ranks
 from lit_gpt.runlog import peak_memory_gb
@@ -49,8 +49,6 @@ class Workload:
             raise UserError(f"--max_seq_length {max_length}: this model has {config.block_size} positions only")
         if s.compile and config.n_expert:
             raise UserError("--compile does not work with a mixture of experts, whose shapes change; leave it out")
-        if s.compile and config.n_layer == 1:
-            raise UserError("--compile leaves the first block as it is, and this model has no other; leave it out")
         kept = usable_samples(splits["train"], max_length, s.long_samples, s.data_dir)
         shared = s.share_prefix and not s.neftune_alpha  # every sample has noise of its own
         multiple = ROUND if torch.cuda.is_available() else CPU_ROUND
@@ -132,6 +130,8 @@ class Workload:
             UserError: it cannot fit.
         """
         s = self.settings
+        if s.compile and self.config.n_layer == 1 and not isinstance(method, Full):
+            raise UserError("--compile leaves the first block as it is, and this model has no other; leave it out")
         budget = float("inf")
         if s.memory_gb is not None:
             budget = s.memory_gb * 1e9
@@ -162,8 +162,10 @@ class Workload:
         if not found.fits:
             raise UserError(
                 f"does not fit into {budget / 1e9:.2f} GB: {found.peak / 1e9:.2f} GB are needed for "
-                f"{found.tokens:,} tokens at once; try --low_memory true, --quantize bnb.nf4-dq or a shorter "
-                "--max_seq_length"
+                f"{found.tokens:,} tokens at once; try "
+                + "--low_memory true, " * (not s.low_memory)
+                + "--quantize bnb.nf4-dq or " * (not s.quantize and not isinstance(method, Full))
+                + "a shorter --max_seq_length"
             )
         self.layout.recompute = found.recompute
 

@@ -283,4 +283,6 @@ def test_models_that_cannot_be_compiled(changes: dict, message: str, data: Path)
     settings = Finetune(checkpoint_dir=Path("nowhere"), data_dir=data, compile=True, pack_length=640)
     splits = {split: TokenDataset(data, split) for split in ("train", "test")}
     with pytest.raises(UserError, match=message):
-        Workload(settings, splits, Config("llama", **{**FAMILIES["llama"], **changes}))
+        Workload(settings, splits, Config("llama", **{**FAMILIES["llama"], "block_size": 512, **changes})).fit(
+            LoRA(), torch.float32, torch.device("cpu")
+        )

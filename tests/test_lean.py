@@ -1,5 +1,7 @@
 """The lean versions compute what the plain ones compute, and keep no more than they say."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +142,95 @@ def test_what_was_made_is_made_again_once_for_all_its_readers() -> None:
         assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
         assert len(calls) == times
         assert maker.x is None
+
+
+def slopes(model: GPT, change: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """Of the loss when an adapter is moved in some direction: by autograd, and by a difference quotient.
+
+    Args:
+        change: what is done between the forward and the backward pass.
+    """
+    idx, A = torch.arange(12)[None] % 8, model.blocks[0].attn.q.lora_A
+    direction = torch.randn_like(A)
+
+    def moved(step: float) -> torch.Tensor:
+        with torch.no_grad():
+            A.add_(direction, alpha=step)
+        loss = model(idx).square().sum()
+        with torch.no_grad():
+            A.sub_(direction, alpha=step)
+        return loss
+
+    quotient = float(moved(1e-6) - moved(-1e-6)) / 2e-6
+    loss = model(idx).square().sum()
+    change()
+    return float((torch.autograd.grad(loss, A)[0] * direction).sum()), quotient
+
+
+def adapted(norm: str) -> GPT:
+    torch.manual_seed(0)
+    sizes = {"block_size": 16, "padded_vocab_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "intermediate_size": 12}
+    model = GPT(Config("llama", **sizes, norm=norm, mlp="gated", activation="silu")).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    LoRA(lora_dropout=0.0).attach(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.double()
+    torch.nn.init.normal_(model.blocks[0].attn.q.lora_B)
+    return model
+
+
+@pytest.mark.parametrize("norm", ["rms", "rms+1", "layer"])
+def test_gradients_are_those_of_the_norms_that_were_there_in_the_forward_pass(norm: str) -> None:
+    model = adapted(norm)
+
+    def exchange() -> None:
+        model.blocks[0].norm_1.weight = torch.nn.Parameter(2 * model.blocks[0].norm_1.weight.detach())
+
+    found, expected = slopes(model, exchange)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+    def change() -> None:
+        with torch.no_grad():
+            model.blocks[0].norm_1.weight.mul_(2)
+
+    if norm == "rms+1":  # it keeps what is one more than the weight, and the weight may change
+        found, expected = slopes(model, change)
+        assert found == pytest.approx(expected, rel=1e-5)
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            slopes(model, change)
+
+
+def test_what_somebody_changes_before_an_adapter_reads_it_is_kept() -> None:
+    """By a hook of the adapter, in place; by one of the norm, which is not called again."""
+    model = adapted("rms")
+
+    def change(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        inputs[0].mul_(1.5)
+
+    hook = model.blocks[0].attn.q.register_forward_pre_hook(change)
+    found, expected = slopes(model)
+    assert found == pytest.approx(expected, rel=1e-5)
+    hook.remove()
+    calls = []
+
+    def scale(_: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        calls.append(output)
+        return output * (1.5 if len(calls) <= 3 else 5.0)  # a fourth one would be that of the backward pass
+
+    model.blocks[0].norm_1.register_forward_hook(scale)
+    found, expected = slopes(model)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len(calls) == 3
+
+
+def test_a_gradients_gradient_is_refused() -> None:
+    A, B = (torch.randn(*s, requires_grad=True) for s in ((2, 4), (3, 2)))
+    y = low_rank_add(torch.zeros(5, 3), torch.randn(5, 4), A, B, 2.0)
+    (gradient,) = torch.autograd.grad(y.square().sum(), A, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def saved_bytes_per_token(config: Config, tokens: int, **lora: object) -> float:
