@@ -232,7 +232,7 @@ def take_part(settings: Finetune, method: Method) -> None:
     fabric = fabric or launch(settings, ranks)
     print({**{key: str(v) if isinstance(v, Path) else v for key, v in asdict(settings).items()}, **describe(method)})
     if fabric.device.type == "cpu":
-        print(f"training on the CPU, {torch.get_num_threads()} threads: PyTorch sees no GPU")
+        print(f"PyTorch sees no GPU: training on the CPU, threads: {torch.get_num_threads()}")
     dtype = DTYPES[settings.precision]
     work.fit(method, dtype, fabric.device)
     if settings.dry_run:
