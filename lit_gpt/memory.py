@@ -137,7 +137,7 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     scaled, dora = isinstance(method, AdapterV2), getattr(method, "lora_dora", False)
     reads = set() if scaled or compiled else set(adapted)  # keep their inputs, unless these are `lean.made`
     qkv, up = bool(reads & {"attn.q", "attn.k", "attn.v"}), bool(reads & {"mlp.up", "mlp.gate"})
-    remakes = isinstance(method, LoRA) and not dora
+    remakes = isinstance(method, LoRA)
     made = remakes and (config.pre_norm or config.norm_sums)  # OLMo 2 reads sums
 
     attention = (1 if config.parallel_residual else 2) * C  # inputs of the norms: the residual stream
@@ -164,8 +164,8 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     for name, (wide, out) in adapted.items():
         times = experts if name.startswith("mlp") else 1
         more = mask * wide + size * rank
-        if scaled or dora:
-            more += size * (out if scaled else 2 * out + (wide if dropout and not compiled else 0))
+        if scaled or dora:  # the output before it is scaled
+            more += size * out * (2 if dora and compiled else 1)
         totals[name.partition(".")[0]] += times * more
     return Kept(sum(totals.values()), totals["mlp"] - bare * C * size)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import draw_dropped, dropped, low_rank_add, made, rms_norm, rotate, silu_product
+from lit_gpt.lean import Dropped, dora_add, draw_dropped, dropped, low_rank_add, made, rms_norm, rotate, silu_product
 from lit_gpt.methods import LoRA
 
 
@@ -84,6 +84,48 @@ def test_low_rank_add(dropout: float) -> None:
     upstream = torch.randn(2, 5, 6, dtype=torch.float64)
     found, expected = (torch.autograd.grad(f(), (x, A, B), upstream) for f in (ours, plain))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.4])
+def test_dora_add(dropout: float, bias: bool) -> None:
+    torch.manual_seed(0)
+    sizes = (2, 5, 7), (3, 7), (6, 3), (6,)
+    x, A, B, lengths = leaves = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in sizes]
+    W, norms = torch.randn(6, 7, dtype=torch.float64), torch.rand(6, dtype=torch.float64) + 0.5
+    b = torch.randn(6, dtype=torch.float64) if bias else torch.zeros(6, dtype=torch.float64)
+    drawn = draw_dropped(x, dropout) if dropout else None
+
+    def ours() -> torch.Tensor:
+        y = F.linear(x, W, b if bias else None)
+        plain = y - b if bias else y
+        if drawn is not None:
+            plain = F.linear(Dropped.apply(x, drawn), W)
+        return dora_add(y, x, plain, A, B, (lengths, norms), 1.5, dropout, drawn)
+
+    def plain() -> torch.Tensor:
+        kept = x if drawn is None else dropped(x, drawn) / (1 - dropout)
+        gain = lengths / norms
+        return F.linear(x, W, b) + (gain - 1) * F.linear(kept, W) + gain * 1.5 * F.linear(F.linear(kept, A), B)
+
+    assert torch.allclose(ours(), plain(), rtol=1e-12)
+    upstream = torch.randn(2, 5, 6, dtype=torch.float64)
+    found, expected = (torch.autograd.grad(f(), leaves, upstream) for f in (ours, plain))
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, expected, strict=True))
+
+
+def test_dora_add_rounds_once() -> None:
+    """In 16 bits the result is the next number to that of the 16-bit inputs: what is added is mostly less than y's last
+    digit, and in two parts a fifth of the elements would become another number."""
+    torch.manual_seed(0)
+    x, W, A, B = (torch.randn(*s).bfloat16() for s in ((64, 96), (80, 96), (4, 96), (80, 4)))
+    lengths, norms = 1 + 0.0015 * torch.randn(80), torch.ones(80)
+    y, B = F.linear(x, W), B * 0.002
+    found = dora_add(y.clone(), x, y, A.float(), B.float(), (lengths, norms), 1.0, 0.0, None)
+    update = x.double() @ A.double().T @ B.double().T
+    exact = y.double() + (lengths.double() - 1) * (y.double() + update) + update
+    assert (found == exact.bfloat16()).float().mean() > 0.98
+    assert 0.1 < (found != y).float().mean() < 0.9
 
 
 @pytest.mark.parametrize("dropout", [1e-9, 0.05, 0.5, 0.999])

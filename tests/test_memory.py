@@ -66,6 +66,7 @@ MORE = {
 METHODS = {
     "lora": LoRA(lora_r=16, **EVERYTHING),
     "dora": LoRA(lora_r=16, lora_dora=True),
+    "dora, all": LoRA(lora_r=16, lora_dora=True, lora_dropout=0.0, **EVERYTHING),
     "full": Full(),
     "adapter": Adapter(adapter_prompt_length=1, adapter_start_layer=0),
     "adapter_v2": AdapterV2(adapter_prompt_length=1, adapter_start_layer=0),

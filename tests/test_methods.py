@@ -331,6 +331,18 @@ def test_attach_changes_nothing_and_merge_restores_a_plain_model(changes: dict, 
     assert not model.config.tie_embeddings  # the head now differs from the embedding
 
 
+def test_dora_leaves_rows_of_zeros_alone() -> None:
+    """Heads have them for ids that no token has: their length is no divisor."""
+    model, idx = tiny().eval(), torch.randint(0, 61, (2, 9))
+    model.lm_head.weight.data[-2:] = 0
+    before = model(idx)
+    LoRA(lora_head=True, lora_dora=True).attach(model)
+    assert torch.equal(model(idx), before)
+    model(idx).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert torch.equal(model.lm_head.merged().weight[-2:], torch.zeros(2, 32))
+
+
 def test_merge_in_bfloat16_rounds_once() -> None:
     model = tiny().to(torch.bfloat16)
     LoRA().attach(model)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.lean import draw_dropped, dropped, low_rank_add
+from lit_gpt.lean import Dropped, dora_add, draw_dropped, dropped, low_rank_add
 from lit_gpt.methods import LoRA
 from lit_gpt.model import GPT
 from lit_gpt.quantize import dequantized, is_quantized
@@ -78,18 +78,31 @@ class DoRALinear(LoRALinear):
         for w, b in zip(weight.split(ROWS), B.split(ROWS), strict=True):  # few rows at a time are widened
             wide = w.float()
             squares.append(wide.square().sum(1) + 2 * ((wide @ A.T) * b).sum(1) + ((b @ (A @ A.T)) * b).sum(1))
-        return torch.cat(squares).clamp_(min=0).sqrt_()
+        return torch.cat(squares).clamp_(min=TINY).sqrt_()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if torch.compiler.is_compiling():
+            return self._traceable(x)
+        y, drawn, dropout = self.base(x), None, self.dropout if self.training else 0.0
+        plain = y
+        if dropout:
+            drawn = draw_dropped(x, dropout)
+            plain = self.base(Dropped.apply(x, drawn))
+        plain = plain if self.base.bias is None else plain - self.base.bias
+        gain = self.lora_magnitude, self.norms()
+        return dora_add(y, x, plain, self.lora_A, self.lora_B, gain, self.scale, dropout, drawn)
+
+    def _traceable(self, x: Tensor) -> Tensor:
+        """In terms that torch.compile understands; what is kept for the backward pass it decides itself."""
         y = self.base(x)
         plain = y if self.base.bias is None else y - self.base.bias
         if self.training and self.dropout:
             x = dropped(x, draw_dropped(x, self.dropout)) / (1 - self.dropout)
             plain = self.base(x) if self.base.bias is None else self.base(x) - self.base.bias
-        gain = (self.lora_magnitude / self.norms()).to(y.dtype)
+        more = (self.lora_magnitude / self.norms() - 1).to(y.dtype)
         update = F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
-        return y + (gain - 1) * plain + gain * update
+        return y + (more * (plain + update) + update)
 
     def _finish(self, weight: Tensor) -> None:
         weight.mul_((self.lora_magnitude / self.norms())[:, None])
@@ -97,6 +110,9 @@ class DoRALinear(LoRALinear):
 
 ROWS = 1024
 """Rows of a weight that are widened at once."""
+
+TINY = torch.finfo(torch.float32).tiny
+"""Instead of the square of a row's length where that is zero, as a vocabulary's unused rows are: 0 / 0 is no gain."""
 
 
 def traceable_add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float) -> Tensor:
