@@ -52,15 +52,26 @@ def _split(rows: int, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None) 
 
 
 def _loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | None, softcap: float | None) -> Tensor:
-    logits = head(x_NC)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    losses_N = F.cross_entropy(_wide(logits), labels_N, reduction="none")
-    return (losses_N if weights_N is None else losses_N * weights_N).sum()
+    return _LogitsLoss.apply(head(x_NC), labels_N, weights_N, softcap)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+class _LogitsLoss(torch.autograd.Function):
+    """Sum of the weighted cross-entropies of a chunk's logits, which are written over."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, softcap: float | None
+    ) -> Tensor:
+        """The gradient is computed here, and only scaled in backward."""
+        total, gradient_NV = _losses(logits_NV, labels_N, weights_N, softcap, ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient_NV)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales what the forward pass has computed."""
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV * scale, None, None, None
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -88,15 +99,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
         start = 0
         with torch.autocast(device, enabled=False):
             for x_chunk, labels, weights in zip(*_split(rows, x, labels_N, weights_N), strict=True):
-                logits = F.linear(x_chunk, weight, bias)
-                if softcap is not None:
-                    share = logits.div_(softcap).tanh_()
-                    logits, slope = softcap * share, (1 - share.square()) if wanted else None
-                total += _losses(logits, labels, weights, wanted)
-                if wanted and softcap is not None:
-                    logits.mul_(slope)
+                loss, gradient_NV = _losses(F.linear(x_chunk, weight, bias), labels, weights, softcap, wanted)
+                total += loss
                 if wanted:
-                    torch.mm(logits, weight, out=gradient_NC[start : start + len(labels)])
+                    torch.mm(gradient_NV, weight, out=gradient_NC[start : start + len(labels)])
                 start += len(labels)
         if wanted:
             ctx.save_for_backward(gradient_NC)
@@ -110,8 +116,14 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (gradient_NC * scale).to(ctx.x_dtype), None, None, None, None, None, None
 
 
-def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradient: bool) -> Tensor:
-    """Sum of the weighted cross-entropies; their gradient with respect to the logits takes the logits' place."""
+def _losses(
+    logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, softcap: float | None, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of the weighted cross-entropies, and if `wanted` its gradient; the logits are written over."""
+    slope = None
+    if softcap is not None:
+        share = logits_NV.div_(softcap).tanh_()
+        logits_NV, slope = softcap * share, (1 - share.square()) if wanted else None
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     on_cpu = logits_NV.device.type == "cpu"
     rows = max(1, CACHED_BYTES // (4 * logits_NV.size(1))) if on_cpu else len(labels_N)
@@ -122,7 +134,9 @@ def _losses(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, gradi
         behind = scores.amax(-1, keepdim=True).to(wide) - scores.gather(-1, labels[:, None]).to(wide)
         losses = behind - prob.amax(-1, keepdim=True).log()
         total += (losses if weights is None else losses * weights[:, None]).sum()
-        if gradient:
+        if wanted:
             prob.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
             logits.copy_(prob if weights is None else prob.mul_(weights[:, None]))
-    return total
+    if not wanted:
+        return total, None
+    return total, logits_NV if slope is None else logits_NV.mul_(slope)

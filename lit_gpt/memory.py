@@ -208,6 +208,7 @@ def needs(
     all_trained = trainable == parameters
     head = model.lm_head.weight if isinstance(model.lm_head, nn.Linear) else None
     head_gradient = 2 * size * head.numel() if head is not None and head.requires_grad else 0  # a chunk's, and the sum
+    scaled = 4 * CHUNK_BYTES if isinstance(method, AdapterV2) else 0  # its logits before and after each of its sums
     return Needs(
         parameters=parameters,
         trainable=trainable,
@@ -221,6 +222,7 @@ def needs(
         head=HEAD_BYTES["cpu" if on_cpu else "cuda"]
         + (size * largest if quantize else 0.0)
         + head_gradient
+        + scaled
         + (PRODUCTS if on_cpu else 0.0),
         at_once=float(size * at_once * (2 if all_trained else 1)),
         divisible=float(trained) if all_trained else 0.0,

@@ -331,6 +331,17 @@ def test_attach_changes_nothing_and_merge_restores_a_plain_model(changes: dict, 
     assert not model.config.tie_embeddings  # the head now differs from the embedding
 
 
+def test_a_scaled_layer_rounds_once() -> None:
+    """In bfloat16 a scale of 1.001 times a number is that number."""
+    torch.manual_seed(0)
+    layer = ScaledLinear(torch.nn.Linear(96, 80, bias=False).bfloat16()).requires_grad_(False)
+    layer.adapter_scale.add_(torch.randn(80), alpha=0.0015)
+    layer.adapter_bias.add_(torch.randn(80), alpha=0.001)
+    x = torch.randn(64, 96).bfloat16()
+    exact = layer.adapter_scale.double() * (layer.base(x).double() + layer.adapter_bias.double())
+    assert (layer(x) == exact.bfloat16()).float().mean() > 0.98
+
+
 def test_dora_leaves_rows_of_zeros_alone() -> None:
     """Heads have them for ids that no token has: their length is no divisor."""
     model, idx = tiny().eval(), torch.randint(0, 61, (2, 9))

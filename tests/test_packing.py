@@ -264,8 +264,9 @@ def test_packs_keep_to_their_length(share: bool) -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("head", ["frozen", "frozen_bias", "trained", "lora"])
-def test_chunked_loss_equals_the_plain_one(weighted: bool, head: str, monkeypatch) -> None:
+def test_chunked_loss_equals_the_plain_one(weighted: bool, softcap: float | None, head: str, monkeypatch) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 31, bias=head == "frozen_bias").double().requires_grad_(head == "trained")
     if head == "lora":
@@ -275,19 +276,20 @@ def test_chunked_loss_equals_the_plain_one(weighted: bool, head: str, monkeypatc
         torch.nn.init.normal_(layer.lora_B)
     x, labels = torch.randn(23, 16, dtype=torch.float64, requires_grad=True), torch.randint(0, 31, (23,))
     weights = torch.randint(1, 4, (23,)).double() if weighted else None
-    losses = F.cross_entropy(layer(x), labels, reduction="none")
+    logits = layer(x) if softcap is None else softcap * torch.tanh(layer(x) / softcap)
+    losses = F.cross_entropy(logits, labels, reduction="none")
     (losses * (1 if weights is None else weights)).sum().mul(0.3).backward()
     expected = [x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
     x.grad = None
     layer.zero_grad()
     monkeypatch.setattr("lit_gpt.loss.CHUNK_BYTES", 4 * 31 * 5)  # chunks of five rows
-    ours = head_loss(layer, x, labels, weights)
+    ours = head_loss(layer, x, labels, weights, softcap)
     assert torch.isclose(ours, (losses * (1 if weights is None else weights)).sum(), rtol=1e-12)
     (ours * 0.3).backward()
     found = [x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)]
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, expected, strict=True))
     with torch.no_grad():
-        assert torch.isclose(head_loss(layer, x, labels, weights), ours, rtol=1e-12)
+        assert torch.isclose(head_loss(layer, x, labels, weights, softcap), ours, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
