@@ -20,8 +20,8 @@ from torch import nn
 
 from lit_gpt.config import Config
 from lit_gpt.data.batches import ROUND
-from lit_gpt.lean import MOST_PLACES
 from lit_gpt.loss import CACHED_BYTES, CHUNK_BYTES
+from lit_gpt.low_rank import MOST_PLACES
 from lit_gpt.methods import Adapter, AdapterV2, LoRA, Method
 from lit_gpt.model import meta_gpt
 from lit_gpt.settings import UserError

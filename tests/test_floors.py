@@ -12,7 +12,7 @@ FLOORS = [
     {"families"},
     {"config", "prompts", "template", "tokenizer"},
     {"answers", "archive", "flash", "loss", "lean", "ranks", "rope", "weight_only"},
-    {"attention"},
+    {"attention", "low_rank"},
     {"cache", "packs"},
     {"model"},
     {"quantize"},

@@ -21,7 +21,7 @@ from lit_gpt.checkpoint import read_finetuned
 from lit_gpt.data.batches import Layout
 from lit_gpt.data.dataset import TokenDataset
 from lit_gpt.decode import Sampling, complete
-from lit_gpt.lean import draw_dropped, dropped
+from lit_gpt.low_rank import draw_dropped, dropped
 from lit_gpt.methods import METHODS
 from lit_gpt.packs import Pack, _Tiles
 from lit_gpt.quantize import dequantized, for_decoding, quantized

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lit_gpt import GPT, Config
-from lit_gpt.lean import Dropped, dora_add, draw_dropped, dropped, low_rank_add, made, rms_norm, rotate, silu_product
+from lit_gpt.lean import made, rms_norm, rotate, silu_product
+from lit_gpt.low_rank import Dropped, dora_add, draw_dropped, dropped, low_rank_add
 from lit_gpt.methods import LoRA
 
 

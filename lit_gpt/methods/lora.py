@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.lean import Dropped, dora_add, draw_dropped, dropped, low_rank_add
+from lit_gpt.low_rank import Dropped, dora_add, draw_dropped, dropped, low_rank_add
 from lit_gpt.methods import LoRA
 from lit_gpt.model import GPT
 from lit_gpt.quantize import dequantized, is_quantized
