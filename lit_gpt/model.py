@@ -131,6 +131,7 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             wanted_N = places_N if layer == len(self.blocks) - 1 else None
             if recompute > len(self.blocks) + layer:
+                vars(x_BTC).pop("made", None)  # it is kept itself, not what it was made of
                 x_BTC = checkpoint(block, x_BTC, ropes, attend, wanted_N, use_reentrant=False)
             else:
                 x_BTC = block(x_BTC, ropes, attend, wanted_N, recompute > layer)

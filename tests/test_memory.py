@@ -1,5 +1,6 @@
 """The memory plan: what it counts is what is kept, and it says what fits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from conftest import command
 from test_finetune import FLAGS
 from test_packing import FAMILIES
+from torch.utils.checkpoint import checkpoint
 
 from lit_gpt import GPT, Config
 from lit_gpt.attention import causal
 from lit_gpt.memory import HEAP, Plan, enough_tokens, fitting_pack, kept_by_block, needs
 from lit_gpt.methods import Adapter, AdapterV2, Full, LoRA
+from lit_gpt.model import Block
 from lit_gpt.packs import Pack
 
 WIDE = {"n_embd": 128, "intermediate_size": 320, "n_layer": 3, "block_size": 512}
@@ -21,6 +24,13 @@ EVERYTHING = {f"lora_{part}": True for part in ("key", "projection", "mlp")}
 
 def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compiled: bool = False) -> float:
     """Bytes that autograd really keeps of a block for one token, in bfloat16; `mlps`: of these none is kept."""
+    return kept_of_a_block(config, method, tiles, lambda layers: mlps * layers, compiled)
+
+
+def kept_of_a_block(
+    config: Config, method: LoRA, tiles: bool, recompute: Callable[[int], int], compiled: bool = False
+) -> float:
+    """The same; `recompute`: number of layers -> how much is computed again, see `GPT.hidden`."""
     model = GPT(config).to(torch.bfloat16)
     method.attach(model)
     if compiled:
@@ -39,7 +49,7 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compil
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             pack = Pack(np.arange(tokens), torch.device("cpu"))
             idx = torch.zeros(1, tokens, dtype=torch.int64)
-            out = model.hidden(idx, None, pack.attend if tiles else causal, recompute=mlps * layers)
+            out = model.hidden(idx, None, pack.attend if tiles else causal, recompute=recompute(layers))
         totals.append(sum(storage.nbytes() for storage in kept.values()))
         model.blocks = blocks
         del out
@@ -94,6 +104,20 @@ def test_what_is_counted_of_compiled_blocks_is_what_they_keep(
     for mlps, expected in ((False, counted.block), (True, counted.block - counted.mlp)):
         torch._dynamo.reset()
         assert expected == pytest.approx(kept_per_token(config, method, True, mlps, compiled=True), rel=0.06)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "norms of sums"])
+def test_of_a_block_that_is_computed_again_its_input_is_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, inputs = Config("llama", **{**FAMILIES[family], **WIDE}), []
+
+    def watched(block: object, x: torch.Tensor, *more: object, **options: object) -> torch.Tensor:
+        inputs.extend([x] * isinstance(block, Block))
+        return checkpoint(block, x, *more, **options)
+
+    monkeypatch.setattr("lit_gpt.model.checkpoint", watched)
+    method = LoRA(lora_r=16, **EVERYTHING)
+    assert kept_of_a_block(config, method, True, lambda n: 2 * n - 1) == pytest.approx(2 * config.n_embd, rel=0.05)
+    assert not any(hasattr(x, "made") for x in inputs)  # that would hold on to what it was made of, too
 
 
 def test_a_7b_model_at_2048_tokens_fits_24_gb() -> None:
