@@ -37,7 +37,8 @@ def compile_blocks(
     def seconds(batches: list[Batch]) -> float:
         start = time.perf_counter()
         for batch in batches:
-            loss = loss_sum(model, batch.to(device))
+            with fabric.autocast():
+                loss = loss_sum(model, batch.to(device))
             if torch.is_grad_enabled():
                 fabric.backward(loss)
         if device.type == "cuda":

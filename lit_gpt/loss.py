@@ -56,14 +56,14 @@ def _loss(head: nn.Module, x_NC: Tensor, labels_N: Tensor, weights_N: Tensor | N
 
 
 class _LogitsLoss(torch.autograd.Function):
-    """Sum of the weighted cross-entropies of a chunk's logits, which are written over."""
+    """Sum of the weighted cross-entropies of a chunk's logits."""
 
     @staticmethod
     def forward(
         ctx: Any, logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor | None, softcap: float | None
     ) -> Tensor:
-        """The gradient is computed here, and only scaled in backward."""
-        total, gradient_NV = _losses(logits_NV, labels_N, weights_N, softcap, ctx.needs_input_grad[0])
+        """The gradient is computed here, and only scaled in backward; somebody may hold on to the logits."""
+        total, gradient_NV = _losses(logits_NV.clone(), labels_N, weights_N, softcap, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient_NV)
         return total
 

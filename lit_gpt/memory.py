@@ -121,14 +121,18 @@ class Kept:
     """Of these, what is not kept where the MLP is computed again."""
 
 
-def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False, compiled: bool = False) -> Kept:
+def kept_by_block(
+    config: Config, method: Method, size: int, tiles: bool = False, compiled: bool = False, stream: int | None = None
+) -> Kept:
     """What the backward pass keeps.
 
     Args:
         size: bytes of an activation.
         tiles: whether attention is computed in tiles, on a CPU (`lit_gpt.packs`): neither its output nor sums are kept.
         compiled: whether the blocks are (`GPT.compile_blocks`), where dropout keeps a mask.
+        stream: bytes of an element of the residual stream and of what a norm gives; by default `size`.
     """
+    stream = stream or size
     C, F, experts = config.n_embd, config.intermediate_size, config.n_expert_per_token if config.n_expert else 1
     queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
     widths = {"attn.q": (C, queries), "attn.k": (C, keys), "attn.v": (C, keys), "attn.o": (queries, C)}
@@ -140,34 +144,34 @@ def kept_by_block(config: Config, method: Method, size: int, tiles: bool = False
     remakes = isinstance(method, LoRA)
     made = remakes and (config.pre_norm or config.norm_sums)  # OLMo 2 reads sums
 
-    attention = (1 if config.parallel_residual else 2) * C  # inputs of the norms: the residual stream
-    attention += 2 * C if config.pre_norm and config.post_norm else 0
+    wide = (1 if config.parallel_residual else 2) * C  # inputs of the norms: the residual stream
+    wide += C if qkv and not made else 0
+    attention = 2 * C if config.pre_norm and config.post_norm else 0
     attention += queries + 2 * keys
     attention += (queries + keys if config.qk_norm else 0) + (queries + 2 * keys if config.clip_qkv else 0)
     attention += queries if not tiles or "attn.o" in reads or (compiled and "attn.o" in adapted) else 0  # the output
     attention += queries if isinstance(method, Adapter) else 0  # what the trained tokens give
-    attention += C if qkv and not made else 0
     gates = (2 if config.activation == "silu" or compiled else 3) if config.mlp == "gated" else 1
     mlp = experts * gates * F  # inputs of the activation, and unless it is silu what it gives
     mlp += experts * F if "mlp.down" in reads and not remakes and config.activation != "relu" else 0
     mlp += 2 * experts * C if config.n_expert else 0  # what they take and give
     shared = set(adapted) if compiled and config.shared_norm else set()  # is handed over from one code to another
-    if shared & {"mlp.up", "mlp.gate"} or (up and (config.n_expert or not made) and not (config.shared_norm and qkv)):
-        mlp += experts * C
+    own = shared & {"mlp.up", "mlp.gate"} or (up and (config.n_expert or not made) and not (config.shared_norm and qkv))
+    wide_mlp = experts * C if own else 0
     # An input that is not a norm's is kept, too, where the MLP is computed again.
     bare = config.norm_sums or not config.pre_norm or (config.shared_norm and (made or not qkv))
-    totals = {"attn": attention * size, "mlp": mlp * size}
+    totals = {"attn": attention * size + wide * stream, "mlp": mlp * size + wide_mlp * stream}
     if not tiles:
         totals["attn"] += 4 * config.n_head  # the softmax's sums
     dropout, rank = getattr(method, "lora_dropout", 0.0), getattr(method, "lora_r", 0)
     mask = -math.log1p(-dropout) * 4 if dropout <= MOST_PLACES and not compiled else 1.0 if dropout else 0.0
-    for name, (wide, out) in adapted.items():
+    for name, (into, out) in adapted.items():
         times = experts if name.startswith("mlp") else 1
-        more = mask * wide + size * rank
+        more = mask * into + size * rank
         if scaled or dora:  # the output before it is scaled
             more += size * out * (2 if dora and compiled else 1)
         totals[name.partition(".")[0]] += times * more
-    return Kept(sum(totals.values()), totals["mlp"] - bare * C * size)
+    return Kept(sum(totals.values()), totals["mlp"] - bare * C * stream)
 
 
 def needs(
@@ -178,12 +182,15 @@ def needs(
     cpu_heap: float | None = None,
     optimizer: str = "adamw",
     compiled: bool = False,
+    mixed: bool = False,
 ) -> Needs:
     """What a run with this model, method and precision needs. Reads no weights.
 
     Args:
+        dtype: of the weights.
         cpu_heap: for a run on the CPU, what its allocator holds for every byte of activations; None: it is on a GPU.
         compiled: whether blocks are compiled.
+        mixed: whether products are in 16 bits all the same; the backward pass keeps their copies of the weights.
     """
     size, on_cpu, heap = dtype.itemsize, cpu_heap is not None, cpu_heap or 1.0
     model = meta_gpt(config)
@@ -195,20 +202,23 @@ def needs(
     weights = float(size * parameters)
     if quantize:
         weights += linear * (QUANTIZED_BYTES[quantize] - size)
+    if mixed:
+        weights += 2 * linear
     own = set(model.parameters())
     method.attach(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     freed = sum(p.numel() for p in model.parameters() if p.requires_grad and p in own)
     state = 4 + (8 if optimizer == "adamw" else 2)  # gradient and moments
     trained = (trainable - freed) * (4 + state) + freed * (state + (4 if size == 2 else 0))
-    kept = kept_by_block(config, method, size, on_cpu, compiled)
+    kept = kept_by_block(config, method, 2 if mixed else size, on_cpu, compiled, size)
     block = float(3 * config.intermediate_size + 4 * config.n_embd) * size
     if on_cpu:  # query, key, value and their gradients in float32
         block += 8 * config.head_size * (config.n_head + 2 * config.n_query_groups)
     all_trained = trainable == parameters
     head = model.lm_head.weight if isinstance(model.lm_head, nn.Linear) else None
     head_gradient = 2 * size * head.numel() if head is not None and head.requires_grad else 0  # a chunk's, and the sum
-    scaled = 4 * CHUNK_BYTES if isinstance(method, AdapterV2) else 0  # its logits before and after each of its sums
+    scales = isinstance(method, AdapterV2) or (getattr(method, "lora_dora", False) and "lm_head" in method.targets)
+    scaled = 4 * CHUNK_BYTES if scales else 0  # a scaled head's logits before and after each of its sums
     return Needs(
         parameters=parameters,
         trainable=trainable,

@@ -65,7 +65,6 @@ def rehearse(fabric: "Fabric", settings: "Finetune", method: Method, model: GPT,
     s, device = settings, fabric.device
     options = (s.optimizer, s.learning_rate, s.weight_decay, s.precision != "16-mixed")
     wrapped, optimizer = fabric.setup(model, optim.build(model, method, *options), move_to_device=False)
-    wrapped.mark_forward_method("loss_sum")
     steps = [work.batches.step(step, work.samples) for step in range(min(work.steps, LOOK_AHEAD))]
     largest = max((batch for batches in steps for batch in batches), key=lambda batch: batch.idx_BT.numel())
     tokens = largest.idx_BT.numel()

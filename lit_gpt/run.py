@@ -64,7 +64,6 @@ class Run:
     ) -> None:
         self.fabric, self.settings, self.method, self.tokenizer = fabric, settings, method, tokenizer
         self.model, self.gpt = fabric.setup_module(model, move_to_device=False), model
-        self.model.mark_forward_method("loss_sum")
         self.work, self.told, self.ranks = work, told, ranks
         trained = [p for p in model.parameters() if p.requires_grad]
         ranks.align(trained)
@@ -273,7 +272,8 @@ class Run:
     def _validate(self) -> float:
         began = time.monotonic()
         work, ranks = self.work.validation, self.ranks
-        self.progress.val_loss = validate(self.model, work, self.fabric.device, self._guard, ranks)
+        with self.fabric.autocast():
+            self.progress.val_loss = validate(self.model, work, self.fabric.device, self._guard, ranks)
         if self.settings.eval_prompt and (ranks.leads or ranks.sharded):
             self.log.say(f"step {self.progress.step}: {self.settings.eval_prompt!r} -> {self._answer()!r}")
         if ranks.sharded:

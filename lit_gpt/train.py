@@ -98,7 +98,8 @@ def train(
         loss = torch.zeros((), device=fabric.device, dtype=torch.float64)
         for batch in parts:
             with guard(batch):
-                part = loss_sum(model, batch.to(fabric.device)) / targets
+                with fabric.autocast():
+                    part = loss_sum(model, batch.to(fabric.device)) / targets
                 fabric.backward(part)
             loss += part.detach()
             after_batch()

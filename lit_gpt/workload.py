@@ -144,7 +144,8 @@ class Workload:
             return_large_blocks()
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
-        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer, s.compile)
+        mixed = s.precision.endswith("-mixed")
+        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer, s.compile, mixed)
         if self.ranks.world > 1:
             needed = self._spread(needed, budget)
         asked = self.layout.pack_length

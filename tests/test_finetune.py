@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import command, make_checkpoint
 
+from lit_gpt import GPT
 from lit_gpt.checkpoint import load_file, load_gpt, read_finetuned
 from lit_gpt.finetune import duration
 from lit_gpt.settings import UserError
@@ -83,12 +85,25 @@ def test_the_same_run_twice_is_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_precisions(precision: str, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_precisions(
+    precision: str, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and in validation products are in 16 bits, and what is trained stays in 32."""
+    found, loss_sum = set(), GPT.loss_sum
+
+    def watched(model: GPT, *args: Any, **options: Any) -> torch.Tensor:
+        hook = model.blocks[0].attn.q.register_forward_hook(lambda _, x, y: found.add((model.training, y.dtype)))
+        loss = loss_sum(model, *args, **options)
+        hook.remove()
+        return loss
+
+    monkeypatch.setattr(GPT, "loss_sum", watched)
     flags = ["--checkpoint_dir", checkpoint, "--data_dir", data, "--out_dir", tmp_path, *FLAGS, "--max_steps", 6]
     assert command("finetune lora", *flags, "--precision", precision, "--loggers", "[]", "--eval_prompt", "Say") == 0
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert {w.dtype for w in read_finetuned(tmp_path)["weights"].values()} == {torch.float32}
+    assert found == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
 @pytest.mark.parametrize(

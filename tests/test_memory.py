@@ -28,10 +28,15 @@ def kept_per_token(config: Config, method: LoRA, tiles: bool, mlps: bool, compil
 
 
 def kept_of_a_block(
-    config: Config, method: LoRA, tiles: bool, recompute: Callable[[int], int], compiled: bool = False
+    config: Config,
+    method: LoRA,
+    tiles: bool,
+    recompute: Callable[[int], int],
+    compiled: bool = False,
+    mixed: bool = False,
 ) -> float:
     """The same; `recompute`: number of layers -> how much is computed again, see `GPT.hidden`."""
-    model = GPT(config).to(torch.bfloat16)
+    model = GPT(config).to(torch.float32 if mixed else torch.bfloat16)
     method.attach(model)
     if compiled:
         model.compile_blocks()
@@ -46,7 +51,8 @@ def kept_of_a_block(
             return x
 
         blocks, model.blocks = model.blocks, model.blocks[:layers]
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast:
             pack = Pack(np.arange(tokens), torch.device("cpu"))
             idx = torch.zeros(1, tokens, dtype=torch.int64)
             out = model.hidden(idx, None, pack.attend if tiles else causal, recompute=recompute(layers))
@@ -90,6 +96,16 @@ def test_other_methods_and_families_are_counted_as_well(family: str, method: str
     counted = kept_by_block(config, METHODS[method], 2, True)
     for mlps, expected in ((False, counted.block), (True, counted.block - counted.mlp)):
         assert expected == pytest.approx(kept_per_token(config, METHODS[method], True, mlps), rel=0.1)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES)[:4])
+@pytest.mark.parametrize("more", [{}, EVERYTHING], ids=["query_value", "all"])
+def test_what_is_counted_of_mixed_precision(family: str, more: dict) -> None:
+    """Products keep 16-bit copies of their weights, which count as weights; the residual stream has 32 bits."""
+    config, method = Config("llama", **{**FAMILIES[family], **WIDE}), LoRA(lora_r=16, **more)
+    found = kept_of_a_block(config, method, True, lambda layers: 0, mixed=True)
+    copies = 2 * sum(m.weight.numel() for m in GPT(config).blocks[0].modules() if isinstance(m, torch.nn.Linear))
+    assert found - copies / 384 == pytest.approx(kept_by_block(config, method, 2, True, stream=4).block, rel=0.1)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES)[:4])

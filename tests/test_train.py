@@ -1,5 +1,6 @@
 """The loop's arithmetic: losses, schedule, order of the samples."""
 
+import contextlib
 import copy
 import itertools
 
@@ -35,6 +36,9 @@ class PlainFabric:
     """The part of Fabric that the loop uses, without Fabric."""
 
     device = torch.device("cpu")
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
