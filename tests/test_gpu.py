@@ -85,10 +85,13 @@ def test_a_tree_is_scored_by_the_kernels(wide: Path) -> None:
 
 @pytest.mark.parametrize("quantize", [None, "bnb.nf4", "bnb.nf4-dq", "bnb.int8-training"])
 @pytest.mark.parametrize("recompute", [0, 3, 4])  # nothing, the MLPs and a block, everything
-def test_a_step_never_waits_for_the_device(wide: Path, data: Path, quantize: str | None, recompute: int) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_step_never_waits_for_the_device(
+    wide: Path, data: Path, quantize: str | None, recompute: int, dora: bool
+) -> None:
     """From the batch to the gradients; a wait raises. That it does is shown at the end."""
     model = load_gpt(wide, torch.bfloat16, quantize=quantize, device=CUDA)
-    METHODS["lora"](lora_mlp=True).attach(model.train())
+    METHODS["lora"](lora_mlp=True, lora_dora=dora).attach(model.train())
     samples = list(range(24))
     layout = Layout(pack_length=512, recompute=lambda _: recompute)
 

@@ -339,11 +339,12 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", [Layout(4), Layout(pack_length=64)], ids=["padded", "packed"])
-def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout, monkeypatch) -> None:
-    # on a CPU the number of dropped elements is read
-    monkeypatch.setattr("lit_gpt.low_rank.draw_dropped", lambda x, dropout: torch.rand(x.shape) >= dropout)
+@pytest.mark.parametrize("dora", [False, True])
+def test_nothing_waits_for_the_device_in_a_batch(family: str, layout: Layout, dora: bool, monkeypatch) -> None:
+    for module in ("low_rank", "methods.lora"):  # on a CPU the number of dropped elements is read
+        monkeypatch.setattr(f"lit_gpt.{module}.draw_dropped", lambda x, dropout: torch.rand(x.shape) >= dropout)
     model = model_for(family).float()
-    LoRA(lora_dropout=0.1).attach(model)
+    LoRA(lora_dropout=0.1, lora_dora=dora).attach(model)
     batch = layout.batches(Samples(TEMPLATES["one"], 9), list(range(9)))[0]
     targets = (batch.places_N, batch.labels_N, batch.weights_N)
     if batch.pack is not None:
