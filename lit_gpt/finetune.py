@@ -164,6 +164,11 @@ class Finetune:
         """Processes of the run: one for each device of every node."""
         return self.devices * self.num_nodes
 
+    @property
+    def mixed(self) -> bool:
+        """Whether products are in 16 bits though weights have 32."""
+        return self.precision.endswith("-mixed")
+
     def undivided(self) -> str | None:
         """The setting that asks for whole weights on every device; None if there is none."""
         if self.optimizer != "adamw":

@@ -98,7 +98,7 @@ def train(
         loss = torch.zeros((), device=fabric.device, dtype=torch.float64)
         for batch in parts:
             with guard(batch):
-                with fabric.autocast():
+                with fabric.autocast():  # Fabric itself does it for a model's `forward` only
                     part = loss_sum(model, batch.to(fabric.device)) / targets
                 fabric.backward(part)
             loss += part.detach()

@@ -144,8 +144,7 @@ class Workload:
             return_large_blocks()
         if s.quantize:
             bitsandbytes()  # it belongs to what an idle process holds
-        mixed = s.precision.endswith("-mixed")
-        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer, s.compile, mixed)
+        needed = needs(self.config, method, dtype, s.quantize, heap, s.optimizer, s.compile, s.mixed)
         if self.ranks.world > 1:
             needed = self._spread(needed, budget)
         asked = self.layout.pack_length

@@ -89,8 +89,7 @@ def outlook(card: Card, settings: "Finetune", method: "Method", config: "Config"
     from lit_gpt.memory import Plan, fitting_pack, needs
 
     s = settings
-    mixed = s.precision.endswith("-mixed")
-    needed = needs(config, method, DTYPES[s.precision], s.quantize, None, s.optimizer, s.compile, mixed)
+    needed = needs(config, method, DTYPES[s.precision], s.quantize, None, s.optimizer, s.compile, s.mixed)
     budget = 1e9 * card.usable_gb * min(1.0, (s.memory_gb or card.memory_gb) / card.memory_gb)
     asked = LONGEST if s.pack_length is None else s.pack_length
     usual = fitting_pack(needed, budget, s.low_memory, asked)
